@@ -1,0 +1,178 @@
+//! What a guest can ask of the host while it runs.
+//!
+//! A hypercall is one `out imm8, al` (opcode `E6 ib`) to the call's own port.
+//! Arguments go in RDI and RSI; the host answers in RAX (a [`Status`]) and RDX
+//! (the value, 0 when there is none) and leaves every other register as it was.
+//! AL's value before the call has no meaning.
+//!
+//! The host opens exactly the ports of the calls it implements in the TSS I/O
+//! permission bitmap (Intel SDM vol. 1 §19.5.2), byte-wide and for output
+//! only: any other port, width or direction ends the guest with a fault.
+
+/// The hypercalls, with the number that makes their port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Hypercall {
+    /// Ends the guest. RDI: exit status, of which the low 8 bits count.
+    /// Does not return.
+    Exit = 0,
+    /// Parks the guest until a deadline or an event.
+    ///
+    /// RDI: deadline in monotonic nanoseconds of the boot page's
+    /// [`Clock`](crate::Clock), [`FOREVER`] for none. RSI: [`Interest`] bits
+    /// that end the wait early. Returns in RDX the bits that are ready;
+    /// [`Interest::TIMER`] when the deadline has passed. A deadline in the past
+    /// returns at once. [`Status::Invalid`] when RSI has an unknown bit.
+    Wait = 1,
+    /// Writes bytes to the task's console.
+    ///
+    /// RDI: address, RSI: length in bytes. The host takes at most
+    /// [`CONSOLE_WRITE_MAX`] bytes a call and returns in RDX how many it took.
+    /// The whole range must be readable by the guest, else the call is a fault;
+    /// a length of 0 is answered without a look at the address.
+    ConsoleWrite = 2,
+    /// Reserved: tells the host that a device queue has work.
+    Kick = 3,
+    /// Reserved: hands state over to the next generation.
+    HandOver = 4,
+    /// Reserved: reports that the guest serves.
+    Ready = 5,
+}
+
+/// Port of hypercall number 0; number *n* is at `PORT_BASE + n`.
+///
+/// Below 0x100, so that the port fits the one-byte immediate form of `out` and
+/// a guest need not give up DX.
+pub const PORT_BASE: u16 = 0xE0;
+
+/// Deadline of a [`Hypercall::Wait`] that no time ends.
+pub const FOREVER: u64 = u64::MAX;
+
+/// Most bytes that one [`Hypercall::ConsoleWrite`] takes: a page, the size up to
+/// which a write to a pipe that polls writable does not block.
+pub const CONSOLE_WRITE_MAX: usize = 4096;
+
+impl Hypercall {
+    /// The calls that this version implements. The others are reserved: their
+    /// ports stay closed.
+    pub const IMPLEMENTED: [Self; 3] = [Self::Exit, Self::Wait, Self::ConsoleWrite];
+
+    /// The I/O port of this call.
+    #[must_use]
+    pub const fn port(self) -> u16 {
+        PORT_BASE + self as u16
+    }
+
+    /// The implemented call behind a port, if there is one.
+    #[must_use]
+    pub fn from_port(port: u16) -> Option<Self> {
+        Self::IMPLEMENTED
+            .into_iter()
+            .find(|call| call.port() == port)
+    }
+}
+
+/// How the host answers a hypercall, in RAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub enum Status {
+    /// Done; RDX holds the value.
+    Ok = 0,
+    /// An argument has no meaning in this version. Nothing was done.
+    Invalid = 1,
+}
+
+impl Status {
+    /// The status behind a value of RAX; `None` from a newer host.
+    #[must_use]
+    pub const fn from_raw(raw: u64) -> Option<Self> {
+        match raw {
+            0 => Some(Self::Ok),
+            1 => Some(Self::Invalid),
+            _ => None,
+        }
+    }
+}
+
+/// A set of events: what a [`Hypercall::Wait`] waits for, and what is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Interest(u64);
+
+impl Interest {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// The deadline has passed. Always of interest; setting it changes nothing.
+    pub const TIMER: Self = Self(1 << 0);
+    /// The host asks the guest to end. A guest that waits with this bit is told
+    /// so and given time; one without it is ended where it stands.
+    pub const STOP: Self = Self(1 << 1);
+
+    /// Every bit that this version knows. Bits 8 to 63 are reserved for devices.
+    pub const ALL: Self = Self(Self::TIMER.0 | Self::STOP.0);
+
+    /// The set behind a register, or `None` when it has a bit that this version
+    /// does not know.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        if bits & !Self::ALL.0 == 0 {
+            Some(Self(bits))
+        } else {
+            None
+        }
+    }
+
+    /// The set behind a register without the bits that this version does not know.
+    #[must_use]
+    pub const fn from_bits_truncate(bits: u64) -> Self {
+        Self(bits & Self::ALL.0)
+    }
+
+    /// The set as it goes into a register.
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// Says whether every event of `other` is in this set.
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The events of both sets.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Hypercall, Interest, PORT_BASE};
+
+    #[test]
+    fn only_implemented_calls_have_a_port_that_answers() {
+        let answering: std::vec::Vec<_> = (0..=u16::MAX)
+            .filter_map(|port| Hypercall::from_port(port).map(|call| (port, call)))
+            .collect();
+        assert_eq!(
+            answering,
+            [
+                (PORT_BASE, Hypercall::Exit),
+                (PORT_BASE + 1, Hypercall::Wait),
+                (PORT_BASE + 2, Hypercall::ConsoleWrite),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_unknown_interest_bit_is_no_set() {
+        assert_eq!(Interest::from_bits(0b11), Some(Interest::ALL));
+        for bit in 2..64 {
+            assert_eq!(Interest::from_bits(1 << bit), None);
+        }
+        assert_eq!(Interest::from_bits_truncate(u64::MAX), Interest::ALL);
+    }
+
+    extern crate std;
+}

@@ -1,0 +1,2 @@
+//! Every decision of the host.
+#![forbid(unsafe_code)]
