@@ -83,6 +83,12 @@ pub enum Status {
 }
 
 impl Status {
+    /// The status as it goes into RAX.
+    #[must_use]
+    pub const fn raw(self) -> u64 {
+        self as u64
+    }
+
     /// The status behind a value of RAX; `None` from a newer host.
     #[must_use]
     pub const fn from_raw(raw: u64) -> Option<Self> {
@@ -90,6 +96,32 @@ impl Status {
             0 => Some(Self::Ok),
             1 => Some(Self::Invalid),
             _ => None,
+        }
+    }
+}
+
+/// What a hypercall returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Answer {
+    /// In RAX.
+    pub status: Status,
+    /// In RDX.
+    pub value: u64,
+}
+
+impl Answer {
+    /// Refusal of an argument.
+    pub const INVALID: Self = Self {
+        status: Status::Invalid,
+        value: 0,
+    };
+
+    /// Success with a value.
+    #[must_use]
+    pub const fn ok(value: u64) -> Self {
+        Self {
+            status: Status::Ok,
+            value,
         }
     }
 }

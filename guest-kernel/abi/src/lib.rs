@@ -42,6 +42,6 @@ mod version;
 
 pub use boot::{BootPage, Span};
 pub use clock::Clock;
-pub use hypercall::{Hypercall, Interest, Status};
+pub use hypercall::{Answer, Hypercall, Interest, Status};
 pub use manifest::{DeviceKind, DeviceRequest, Manifest};
 pub use version::AbiVersion;

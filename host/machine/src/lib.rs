@@ -1,1 +1,48 @@
-//! To come.
+//! A guest on KVM: its image checked, its memory laid out, its vCPU run, its
+//! faults explained.
+//!
+//! [`Image`](image::Image) turns a hostile file into checked parts.
+//! [`Machine::boot`] lays it out in fresh guest memory ([`layout`]), writes page
+//! tables and descriptor tables that the guest cannot reach, and
+//! [`Machine::enter`] runs it until it makes a [`Call`], faults, or is
+//! interrupted. What to do then is not decided here.
+//!
+//! # Who is trusted
+//!
+//! The guest is hostile. It runs at CPL 3 with no privilege and no I/O port but
+//! the hypercalls', so the page tables, which only the host writes, hold it. A
+//! guest-supplied number is read once from the registers that KVM copied out;
+//! a guest-supplied pointer is a [`UserSlice`], which only
+//! [`Machine::read_user`] opens. No reference into guest memory exists anywhere:
+//! [`memory::GuestMemory`] copies.
+//!
+//! # What this crate must never know
+//!
+//! Policies, configuration, devices' backends, other guests, the terminal. All
+//! its `unsafe` is in `memory.rs`, `ioctl.rs` and `time.rs`.
+
+pub mod fault;
+pub mod image;
+pub mod layout;
+pub mod memory;
+pub mod probe;
+pub mod time;
+
+mod boot;
+mod descriptors;
+mod error;
+mod exit;
+mod ioctl;
+mod machine;
+mod paging;
+mod report;
+mod space;
+mod vcpu;
+
+pub use boot::BootConfig;
+pub use error::Error;
+pub use exit::{Call, Exit};
+pub use fault::Fault;
+pub use machine::{Hypervisor, Machine};
+pub use report::Report;
+pub use space::UserSlice;

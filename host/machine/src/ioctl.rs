@@ -1,0 +1,75 @@
+//! The KVM ioctls that kvm-ioctls has no safe function for.
+
+#![expect(unsafe_code, reason = "raw ioctls on KVM's file descriptors")]
+
+use std::io;
+
+use kvm_bindings::{
+    KVMIO, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_signal_mask,
+};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
+ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
+
+/// A kernel signal set as `KVM_SET_SIGNAL_MASK` takes it: the header of
+/// [`kvm_signal_mask`], whose array has no length of its own, with eight bytes
+/// behind it.
+#[repr(C)]
+struct SignalMask {
+    header: kvm_signal_mask,
+    sigset: [u8; 8],
+}
+
+/// Lets every signal interrupt the guest, also those that the thread blocks.
+///
+/// A signal that is blocked outside `KVM_RUN` and pending when it starts makes
+/// it return `EINTR` at once, so a kick is never lost, and needs no handler
+/// (KVM api.rst §4.20).
+///
+/// # Errors
+///
+/// As the ioctl.
+pub(crate) fn unblock_signals_in_guest(vcpu: &VcpuFd) -> io::Result<()> {
+    let mask = SignalMask {
+        header: kvm_signal_mask { len: 8, ..Default::default() },
+        sigset: [0; 8],
+    };
+    // SAFETY: the kernel reads the header's length, 8, and as many bytes behind
+    // the header, which `SignalMask` has; it writes nothing.
+    let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes the guest's TSC the host's (`KVM_VCPU_TSC_OFFSET`, KVM
+/// devices/vcpu.rst §4).
+///
+/// # Errors
+///
+/// As the ioctl; kernels before 5.16 and VMs without TSC offsetting have none.
+pub(crate) fn zero_tsc_offset(vcpu: &VcpuFd) -> io::Result<()> {
+    let offset = 0_u64;
+    let attr = kvm_device_attr {
+        flags: 0,
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: u64::try_from((&raw const offset).addr()).unwrap_or(0),
+    };
+    // SAFETY: the kernel reads eight bytes at `addr`, which is the address of
+    // `offset`, alive until after the call; it writes nothing.
+    let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::SignalMask;
+
+    #[test]
+    fn the_signal_set_follows_the_length() {
+        assert_eq!(std::mem::offset_of!(SignalMask, sigset), 4);
+        assert_eq!(size_of::<SignalMask>(), 12);
+    }
+}

@@ -1,0 +1,189 @@
+//! A VM with one vCPU and the guest in it.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use wharf_abi::hypercall::CONSOLE_WRITE_MAX;
+use wharf_abi::{Answer, Clock};
+
+use crate::boot::{self, BootConfig};
+use crate::descriptors::SystemPage;
+use crate::exit::{Call, Exit, RawExit};
+use crate::fault::{Cause, Exception, Fault};
+use crate::image::Image;
+use crate::layout::Layout;
+use crate::memory::GuestMemory;
+use crate::space::{AddressSpace, UserSlice};
+use crate::vcpu::{SYNC_REGS_NEEDED, Start, Vcpu};
+use crate::{Error, time};
+
+/// `/dev/kvm`, opened, and what every guest needs from it.
+#[derive(Debug)]
+pub struct Hypervisor {
+    kvm: Kvm,
+    cpuid: CpuId,
+}
+
+impl Hypervisor {
+    /// Opens `/dev/kvm` and asks once what CPU it can show to guests.
+    ///
+    /// # Errors
+    ///
+    /// When it does not open, speaks another API version than 12, or lacks a
+    /// capability that guests need.
+    pub fn open() -> Result<Self, Error> {
+        let kvm = Kvm::new().map_err(Error::Open)?;
+        if kvm.get_api_version() != 12 {
+            return Err(Error::Missing("API version 12"));
+        }
+        if kvm.check_extension_int(Cap::SyncRegs) & SYNC_REGS_NEEDED == 0 {
+            return Err(Error::Missing("KVM_CAP_SYNC_REGS"));
+        }
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::kvm("tell the CPUID it supports"))?;
+        Ok(Self { kvm, cpuid })
+    }
+}
+
+/// One guest, ready to be entered.
+#[derive(Debug)]
+pub struct Machine {
+    // Dropped in this order: no vCPU outlives its VM, no VM its memory.
+    vcpu: Vcpu,
+    _vm: VmFd,
+    memory: GuestMemory,
+    layout: Layout,
+    space: AddressSpace,
+    clock: Clock,
+}
+
+impl Machine {
+    /// Builds a VM with `image` in it, up to its first instruction.
+    ///
+    /// # Errors
+    ///
+    /// When the image does not fit the memory, or KVM or the host's memory is at
+    /// its limits. Nothing stays behind.
+    pub fn boot(
+        hypervisor: &Hypervisor,
+        image: &Image,
+        config: &BootConfig,
+    ) -> Result<Self, Error> {
+        let mut random = [0; 40];
+        getrandom::fill(&mut random).map_err(Error::Entropy)?;
+        let (seed, base) = random.split_at(32);
+        let seed = seed.try_into().unwrap_or_default();
+        let base = u64::from_le_bytes(base.try_into().unwrap_or_default());
+
+        let layout = Layout::plan(image, config.memory, config.args_len()?, base)?;
+        let memory = GuestMemory::new(config.memory, layout.huge_from)?;
+        let vm = hypervisor.kvm.create_vm().map_err(Error::kvm("create a VM"))?;
+        memory.register(&vm)?;
+
+        let system = SystemPage::new(layout.system.addr, layout.fault_stack.end());
+        let start = Start {
+            entry: image.entry().wrapping_add(layout.bias),
+            // As if the entry point had been called.
+            stack_pointer: layout.stack.end().wrapping_sub(8),
+            boot_page: layout.boot.addr,
+        };
+        let root = layout.tables.root();
+        let vcpu = Vcpu::new(&vm, &hypervisor.cpuid, root, &system, &start)?;
+        let clock =
+            time::clock_from_now(vcpu.tsc_khz()?).ok_or(Error::Missing("a TSC frequency"))?;
+        boot::fill(&memory, &layout, &system, image, config, clock, seed)?;
+        let space = AddressSpace::new(&layout.mappings);
+        Ok(Self { vcpu, _vm: vm, memory, layout, space, clock })
+    }
+
+    /// Runs the guest until it calls, faults or is interrupted. `answer` is what
+    /// its last call returns; a guest that was not in a call takes none.
+    ///
+    /// # Errors
+    ///
+    /// Only the host's: what a guest does wrong is an [`Exit::Fault`].
+    pub fn enter(&mut self, answer: Option<Answer>) -> Result<Exit, Error> {
+        if let Some(Answer { status, value }) = answer {
+            self.vcpu.set_rax_rdx(status.raw(), value);
+        }
+        let Some(exit) = self.vcpu.run()? else {
+            return Ok(Exit::Interrupted);
+        };
+        match exit {
+            RawExit::Hypercall(hypercall) => {
+                match Call::decode(hypercall, &self.vcpu.registers()) {
+                    Some(call) => Ok(Exit::Call(call)),
+                    None => Ok(self.fault(Cause::Unexpected { what: "reserved hypercall" })),
+                }
+            }
+            RawExit::Stub => self.exception(),
+            RawExit::Broken(cause) => Ok(self.fault(cause)),
+            RawExit::EntryFailed(reason) => Err(Error::Entry { reason }),
+        }
+    }
+
+    /// Copies out what a guest points to, at most [`CONSOLE_WRITE_MAX`] bytes.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault, when it may not read the whole slice.
+    pub fn read_user(&self, slice: UserSlice) -> Result<Vec<u8>, Box<Fault>> {
+        self.space.read(&self.memory, slice, CONSOLE_WRITE_MAX.try_into().unwrap_or(0)).ok_or_else(
+            || Box::new(Fault::new(Cause::BadPointer(slice), self.vcpu.registers())),
+        )
+    }
+
+    /// The guest's clock now.
+    #[must_use]
+    pub fn monotonic_ns(&self) -> u64 {
+        self.clock.monotonic_ns(time::tsc())
+    }
+
+    /// Where everything stands in this guest.
+    #[must_use]
+    pub const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The words on the guest's stack or heap at `addr`, for a backtrace.
+    pub(crate) fn read_words<const N: usize>(&self, addr: u64) -> Option<[u64; N]> {
+        let len = u64::try_from(N).ok()?.checked_mul(8)?;
+        let bytes = self.space.read(&self.memory, UserSlice { addr, len }, len)?;
+        let mut words = [0; N];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
+    }
+
+    /// What the guest may touch.
+    pub(crate) const fn space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    fn fault(&self, cause: Cause) -> Exit {
+        Exit::Fault(Box::new(Fault::new(cause, self.vcpu.registers())))
+    }
+
+    /// Reads what the CPU pushed before it ran the stub: error code (or nothing),
+    /// RIP, CS, RFLAGS, RSP, SS, at the top of the fault stack.
+    fn exception(&self) -> Result<Exit, Error> {
+        let mut registers = self.vcpu.registers();
+        let stub = registers.rip;
+        let Some(vector) = SystemPage::vector_of_stub(self.layout.system.addr, stub) else {
+            return Ok(self.fault(Cause::Unexpected { what: "fault port" }));
+        };
+        let top = self.layout.fault_stack.gpa.offset(self.layout.fault_stack.len);
+        let mut frame = [[0; 8]; 6];
+        for (word, at) in frame.iter_mut().zip((0_u64..6).rev()) {
+            let below = at.saturating_add(1).saturating_mul(8);
+            self.memory.read(crate::memory::Gpa(top.0.saturating_sub(below)), word)?;
+        }
+        let [error, rip, _cs, rflags, rsp, _ss] = frame.map(u64::from_le_bytes);
+        registers.rip = rip;
+        registers.rsp = rsp;
+        registers.rflags = rflags;
+        let exception = Exception::new(vector, error, self.vcpu.cr2()?);
+        Ok(Exit::Fault(Box::new(Fault::new(Cause::Exception(exception), registers))))
+    }
+}

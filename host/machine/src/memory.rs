@@ -1,0 +1,223 @@
+//! Guest-physical memory, by copy only.
+//!
+//! The guest changes its memory whenever it runs, so a Rust reference into it
+//! would be undefined behaviour however short its life. Everything here copies
+//! bytes in or out with bounds checked by vm-memory, whose accesses are volatile.
+
+#![expect(unsafe_code, reason = "mapping, advising and registering raw memory")]
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use crate::Error;
+
+/// Bytes of a small page.
+pub const PAGE: u64 = 4096;
+
+/// Bytes of a large page.
+pub const HUGE_PAGE: u64 = 2 * 1024 * 1024;
+
+/// A guest-physical address. Only this module turns one into host memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+impl Gpa {
+    /// The address `bytes` further on; saturates, and no memory is there.
+    #[must_use]
+    pub const fn offset(self, bytes: u64) -> Self {
+        Self(self.0.saturating_add(bytes))
+    }
+}
+
+/// A guest's memory: guest-physical 0 to its length, one anonymous mapping that
+/// is 2 MiB-aligned in the host too, so that large guest pages can be backed by
+/// large host pages.
+#[derive(Debug)]
+pub struct GuestMemory {
+    // Declared, and so dropped, before the reservation that it lies in.
+    memory: GuestMemoryMmap,
+    host_addr: u64,
+    len: u64,
+    _reservation: MmapRegion,
+}
+
+impl GuestMemory {
+    /// Reserves `len` bytes of zeroed memory; nothing is resident until touched.
+    ///
+    /// From `huge_from` on, which is a multiple of [`HUGE_PAGE`], the host may use
+    /// large pages; below it, never, because a touch would make 2 MiB resident.
+    ///
+    /// # Errors
+    ///
+    /// When `len` is no multiple of [`PAGE`] or the host has no address space left.
+    pub fn new(len: u64, huge_from: u64) -> Result<Self, Error> {
+        let failed = |source| Error::Memory { len, source };
+        if len == 0 || !len.is_multiple_of(PAGE) {
+            return Err(failed(std::io::ErrorKind::InvalidInput.into()));
+        }
+        let too_large = || failed(std::io::ErrorKind::OutOfMemory.into());
+        let reserved = len.checked_add(HUGE_PAGE).ok_or_else(too_large)?;
+        let reserved = usize::try_from(reserved).map_err(|_| too_large())?;
+        let size = usize::try_from(len).map_err(|_| too_large())?;
+
+        let reservation =
+            MmapRegion::<()>::new(reserved).map_err(|e| failed(std::io::Error::other(e)))?;
+        let start = reservation.as_ptr();
+        let slack = start.align_offset(HUGE_PAGE.try_into().map_err(|_| too_large())?);
+        // SAFETY: the reservation is 2 MiB longer than `size`, and align_offset
+        // gives less than 2 MiB for a byte pointer, so the result and the `size`
+        // bytes behind it stay inside the reservation.
+        let base = unsafe { start.add(slack) };
+        // SAFETY: `base` and `size` lie inside the reservation, as above, which
+        // this structure keeps mapped until the region is dropped.
+        let region = unsafe {
+            MmapRegion::build_raw(base, size, reservation.prot(), reservation.flags())
+        }
+        .map_err(|e| failed(std::io::Error::other(e)))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or_else(too_large)?;
+        let memory = GuestMemoryMmap::from_regions(vec![region])
+            .map_err(|e| failed(std::io::Error::other(e)))?;
+
+        let memory = Self {
+            memory,
+            host_addr: u64::try_from(base.addr()).map_err(|_| too_large())?,
+            len,
+            _reservation: reservation,
+        };
+        memory.advise(0, huge_from.min(len), libc::MADV_NOHUGEPAGE);
+        memory.advise(huge_from.min(len), len, libc::MADV_HUGEPAGE);
+        Ok(memory)
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never true: a guest has memory.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies `bytes` in.
+    ///
+    /// # Errors
+    ///
+    /// When they do not fit between `at` and the end; nothing is written then.
+    pub fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), Error> {
+        self.check(at, bytes.len())?;
+        self.memory
+            .write_slice(bytes, GuestAddress(at.0))
+            .map_err(|_| Error::outside(at, bytes.len()))
+    }
+
+    /// Copies out as much as `bytes` holds.
+    ///
+    /// # Errors
+    ///
+    /// When the range is not all inside the memory.
+    pub fn read(&self, at: Gpa, bytes: &mut [u8]) -> Result<(), Error> {
+        self.check(at, bytes.len())?;
+        self.memory
+            .read_slice(bytes, GuestAddress(at.0))
+            .map_err(|_| Error::outside(at, bytes.len()))
+    }
+
+    /// Makes the pages from `start` to `end` resident in one call, where the
+    /// kernel can (Linux 5.14); elsewhere they become so one by one.
+    pub(crate) fn populate(&self, start: Gpa, end: Gpa) {
+        self.advise(start.0, end.0, libc::MADV_POPULATE_WRITE);
+    }
+
+    /// Makes this memory the guest-physical memory of `vm`.
+    ///
+    /// # Errors
+    ///
+    /// As `KVM_SET_USER_MEMORY_REGION` (KVM api.rst §4.35).
+    pub(crate) fn register(&self, vm: &VmFd) -> Result<(), Error> {
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: self.len,
+            userspace_addr: self.host_addr,
+        };
+        // SAFETY: the range is this structure's own mapping; `Machine` keeps it
+        // until after the VM is closed.
+        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("set memory region"))
+    }
+
+    fn check(&self, at: Gpa, len: usize) -> Result<(), Error> {
+        let fits = u64::try_from(len)
+            .ok()
+            .and_then(|len| at.0.checked_add(len))
+            .is_some_and(|end| end <= self.len);
+        if fits { Ok(()) } else { Err(Error::outside(at, len)) }
+    }
+
+    /// Advice is only that: a kernel that does not take it costs time, not truth.
+    fn advise(&self, start: u64, end: u64, advice: libc::c_int) {
+        let end = end.min(self.len);
+        let Some(len) = end.checked_sub(start).filter(|&len| len > 0) else {
+            return;
+        };
+        let (Ok(addr), Ok(len)) = (
+            usize::try_from(self.host_addr.saturating_add(start)),
+            usize::try_from(len),
+        ) else {
+            return;
+        };
+        let addr = std::ptr::with_exposed_provenance_mut(addr);
+        // SAFETY: the range is inside this structure's own mapping, to which no
+        // reference exists, and none of the advice used here changes contents.
+        let done = unsafe { libc::madvise(addr, len, advice) };
+        if done != 0 {
+            log::debug!("madvise({advice}): {}", std::io::Error::last_os_error());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gpa, GuestMemory, HUGE_PAGE, PAGE};
+
+    #[test]
+    fn memory_starts_zeroed_and_keeps_what_is_written() {
+        let memory = GuestMemory::new(4 * HUGE_PAGE, HUGE_PAGE).unwrap();
+        let mut bytes = [1; 3];
+        memory.read(Gpa(PAGE - 1), &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 3]);
+        memory.write(Gpa(PAGE - 1), b"abc").unwrap();
+        memory.read(Gpa(PAGE - 1), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"abc");
+    }
+
+    #[test]
+    fn nothing_past_the_end_can_be_touched() {
+        let memory = GuestMemory::new(PAGE, 0).unwrap();
+        for at in [PAGE - 2, PAGE, u64::MAX, u64::MAX - 2] {
+            assert!(memory.write(Gpa(at), b"abc").is_err(), "{at:#x}");
+            assert!(memory.read(Gpa(at), &mut [0; 3]).is_err(), "{at:#x}");
+        }
+        let mut last = [9; 3];
+        memory.read(Gpa(PAGE - 3), &mut last).unwrap();
+        assert_eq!(last, [0; 3]);
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        for len in [0, 1, PAGE + 1, u64::MAX, u64::MAX - PAGE + 1, 1 << 62] {
+            assert!(GuestMemory::new(len, 0).is_err(), "{len:#x}");
+        }
+    }
+
+    #[test]
+    fn host_memory_is_aligned_for_large_pages() {
+        let memory = GuestMemory::new(3 * HUGE_PAGE, HUGE_PAGE).unwrap();
+        assert!(memory.host_addr.is_multiple_of(HUGE_PAGE));
+    }
+}

@@ -1,0 +1,151 @@
+//! A vCPU that starts at CPL 3.
+
+use kvm_bindings::{
+    CpuId, KVM_SYNC_X86_REGS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
+};
+use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
+
+use crate::descriptors::{SystemPage, TSS, Table, USER_CODE, USER_DATA};
+use crate::exit::RawExit;
+use crate::ioctl;
+use crate::memory::Gpa;
+use crate::Error;
+
+/// PE, MP, ET, NE, WP, AM, PG (Intel SDM vol. 3 §2.5).
+const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
+/// PAE, OSFXSR, OSXMMEXCPT.
+const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
+/// LME, LMA, NXE. No SCE: `syscall` is an invalid opcode.
+const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
+/// The always-set bit and IF, as any user program has it; nothing interrupts.
+const RFLAGS: u64 = 1 << 1 | 1 << 9;
+
+/// Where a vCPU starts.
+pub(crate) struct Start {
+    pub(crate) entry: u64,
+    pub(crate) stack_pointer: u64,
+    pub(crate) boot_page: u64,
+}
+
+/// One vCPU. Its registers are those of the last exit until the next entry.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    /// Makes a vCPU of `vm` that will start at `start`.
+    pub(crate) fn new(
+        vm: &VmFd,
+        cpuid: &CpuId,
+        root: Gpa,
+        system: &SystemPage,
+        start: &Start,
+    ) -> Result<Self, Error> {
+        let mut fd = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
+        fd.set_cpuid2(cpuid).map_err(Error::kvm("set the guest's CPUID"))?;
+        ioctl::unblock_signals_in_guest(&fd)
+            .map_err(|e| Error::kvm("set the signal mask")(kvm_ioctls::Error::from(e)))?;
+        if let Err(e) = ioctl::zero_tsc_offset(&fd) {
+            log::debug!("the guest's TSC has an offset that KVM does not let us set: {e}");
+        }
+
+        let mut sregs = fd.get_sregs().map_err(Error::kvm("read system registers"))?;
+        set_up(&mut sregs, root, system);
+        fd.set_sregs(&sregs).map_err(Error::kvm("set system registers"))?;
+        let regs = kvm_regs {
+            rip: start.entry,
+            rsp: start.stack_pointer,
+            rdi: start.boot_page,
+            rflags: RFLAGS,
+            ..Default::default()
+        };
+        fd.set_regs(&regs).map_err(Error::kvm("set registers"))?;
+        fd.set_sync_valid_reg(SyncReg::Register);
+        Ok(Self { fd })
+    }
+
+    /// Runs the guest until it exits; `None` when a signal or kick ended it.
+    pub(crate) fn run(&mut self) -> Result<Option<RawExit>, Error> {
+        match self.fd.run() {
+            Ok(exit) => Ok(Some(RawExit::of(exit))),
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Ok(None),
+            Err(e) => Err(Error::kvm("run the guest")(e)),
+        }
+    }
+
+    /// The registers at the last exit.
+    pub(crate) fn registers(&self) -> kvm_regs {
+        self.fd.sync_regs().regs
+    }
+
+    /// Sets what two registers will hold at the next entry.
+    pub(crate) fn set_rax_rdx(&mut self, rax: u64, rdx: u64) {
+        let regs = &mut self.fd.sync_regs_mut().regs;
+        regs.rax = rax;
+        regs.rdx = rdx;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+    }
+
+    /// The address of the last page fault.
+    pub(crate) fn cr2(&self) -> Result<u64, Error> {
+        let sregs = self.fd.get_sregs().map_err(Error::kvm("read system registers"))?;
+        Ok(sregs.cr2)
+    }
+
+    /// Frequency of the guest's TSC.
+    pub(crate) fn tsc_khz(&self) -> Result<u32, Error> {
+        self.fd.get_tsc_khz().map_err(Error::kvm("tell the TSC's frequency"))
+    }
+}
+
+/// Register sets that KVM must be able to share through the run structure.
+pub(crate) const SYNC_REGS_NEEDED: i32 = KVM_SYNC_X86_REGS.cast_signed();
+
+fn set_up(sregs: &mut kvm_sregs, root: Gpa, system: &SystemPage) {
+    sregs.cr0 = CR0;
+    sregs.cr3 = root.0;
+    sregs.cr4 = CR4;
+    sregs.efer = EFER;
+    sregs.cs = user_segment(USER_CODE, 0xB);
+    sregs.cs.l = 1;
+    sregs.cs.db = 0;
+    let data = user_segment(USER_DATA, 0x3);
+    sregs.ss = data;
+    sregs.ds = data;
+    sregs.es = data;
+    sregs.fs = data;
+    sregs.gs = data;
+    sregs.tr = kvm_segment {
+        base: system.tss.base,
+        limit: u32::from(system.tss.limit),
+        selector: TSS,
+        type_: 0xB, // 64-bit TSS, busy
+        present: 1,
+        ..Default::default()
+    };
+    sregs.ldt = kvm_segment { unusable: 1, type_: 0x2, ..Default::default() };
+    sregs.gdt = table(system.gdt);
+    sregs.idt = table(system.idt);
+}
+
+/// A flat segment at DPL 3; type as in SDM vol. 3 table 3-1, accessed.
+fn user_segment(selector: u16, type_: u8) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: u32::MAX,
+        selector,
+        type_,
+        present: 1,
+        dpl: 3,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        ..Default::default()
+    }
+}
+
+fn table(table: Table) -> kvm_dtable {
+    kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
+}

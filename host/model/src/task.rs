@@ -1,0 +1,223 @@
+//! The life of one guest: when it runs, when it is parked, when it ends.
+//!
+//! ```text
+//!              Start           ConsoleWrite
+//!   ┌─────┐   ────────▶ ┌─────────┐ ─────────▶ ┌─────────┐
+//!   │ New │             │ Running │            │ Writing │
+//!   └─────┘             └─────────┘ ◀───────── └─────────┘
+//!                        │  ▲     │    Written       │
+//!                  Wait  │  │     │ Exit, Fault      │ ConsoleClosed
+//!                        ▼  │     ▼                  ▼
+//!                  ┌─────────┐   ┌───────────────────────┐
+//!                  │ Waiting │ ─▶│ Ended (outcome)       │
+//!                  └─────────┘   └───────────────────────┘
+//!             deadline, STOP ▲    Stop, time limit: from every state
+//! ```
+//!
+//! A guest that waits with [`Interest::STOP`] is *cooperative*: the first
+//! [`Event::Stop`] is told to it, and it has [`GRACE`] to end by itself. Any
+//! other guest, and any second stop, ends at once. The time limit always does.
+
+use std::time::Duration;
+
+use wharf_abi::{Answer, Interest};
+
+use crate::{Instant, Outcome, Stop};
+
+/// How long a cooperative guest has between being told to stop and its end:
+/// what an operator at a terminal will wait for.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// What happened to a task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The guest can be entered for the first time.
+    Start,
+    /// The guest was interrupted while it ran, or a park or write ended early.
+    Interrupted,
+    /// The guest wants to end.
+    Exit {
+        /// With this status.
+        status: u8,
+    },
+    /// The guest wants to be parked.
+    Wait {
+        /// Until then; `None` for ever.
+        deadline: Option<Instant>,
+        /// Or until one of these raw [`Interest`] bits.
+        interest: u64,
+    },
+    /// The guest wants bytes written to its console.
+    ConsoleWrite,
+    /// So many of them were.
+    Written {
+        /// At most what the guest asked for.
+        bytes: u64,
+    },
+    /// The console takes no more, ever.
+    ConsoleClosed,
+    /// The guest broke a rule.
+    Fault,
+    /// Somebody wants the task to end.
+    Stop(Stop),
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Enter the guest; its pending hypercall returns this.
+    Enter(Option<Answer>),
+    /// Do nothing until then, or until something happens.
+    Park {
+        /// `None`: only something that happens ends the park.
+        until: Option<Instant>,
+    },
+    /// Write the guest's bytes, but not longer than until then.
+    Write {
+        /// As for a park.
+        until: Option<Instant>,
+    },
+    /// The task is over.
+    End(Outcome),
+}
+
+/// One task's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    state: State,
+    limit: Option<Instant>,
+    /// Whether the last wait had [`Interest::STOP`].
+    cooperative: bool,
+    stopping: Option<Stopping>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    New,
+    Running,
+    Writing,
+    Waiting { deadline: Option<Instant>, interest: Interest },
+    Ended(Outcome),
+}
+
+/// A cooperative guest's last moments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stopping {
+    reason: Stop,
+    ends: Instant,
+}
+
+impl Task {
+    /// A task that ends at `limit`, if there is one.
+    #[must_use]
+    pub const fn new(limit: Option<Instant>) -> Self {
+        Self { state: State::New, limit, cooperative: false, stopping: None }
+    }
+
+    /// The moment at which a running guest must be interrupted, because this
+    /// task then ends.
+    #[must_use]
+    pub fn alarm(&self) -> Option<Instant> {
+        earliest(self.limit, self.stopping.map(|stopping| stopping.ends))
+    }
+
+    /// Takes in what happened and says what to do. After [`Action::End`] it
+    /// says the same for ever.
+    pub fn handle(&mut self, now: Instant, event: Event) -> Action {
+        if let Some(outcome) = self.over(now, event) {
+            self.state = State::Ended(outcome);
+            return Action::End(outcome);
+        }
+        match event {
+            Event::Start | Event::Interrupted => self.go_on(now, None),
+            Event::Wait { deadline, interest } => self.wait(now, deadline, interest),
+            Event::ConsoleWrite => {
+                self.state = State::Writing;
+                self.go_on(now, None)
+            }
+            Event::Written { bytes } => {
+                self.state = State::Running;
+                self.go_on(now, Some(Answer::ok(bytes)))
+            }
+            Event::Stop(reason) => {
+                self.stopping = Some(Stopping { reason, ends: now.after(GRACE) });
+                self.go_on(now, None)
+            }
+            // These end a task in every state.
+            Event::Exit { .. } | Event::Fault | Event::ConsoleClosed => self.go_on(now, None),
+        }
+    }
+
+    /// Whether the task ends with this event.
+    fn over(&self, now: Instant, event: Event) -> Option<Outcome> {
+        if let State::Ended(outcome) = self.state {
+            return Some(outcome);
+        }
+        match event {
+            Event::Exit { status } => return Some(Outcome::Exited { status }),
+            Event::Fault => return Some(Outcome::Faulted),
+            Event::ConsoleClosed => return Some(Outcome::Stopped(Stop::ConsoleClosed)),
+            Event::Stop(reason) if !self.cooperative || self.stopping.is_some() => {
+                return Some(Outcome::Stopped(reason));
+            }
+            _ => {}
+        }
+        if self.limit.is_some_and(|limit| limit <= now) {
+            return Some(Outcome::Stopped(Stop::TimeLimit));
+        }
+        self.stopping
+            .filter(|stopping| stopping.ends <= now)
+            .map(|stopping| Outcome::Stopped(stopping.reason))
+    }
+
+    fn wait(&mut self, now: Instant, deadline: Option<Instant>, interest: u64) -> Action {
+        let Some(interest) = Interest::from_bits(interest) else {
+            return self.go_on(now, Some(Answer::INVALID));
+        };
+        self.cooperative = interest.contains(Interest::STOP);
+        self.state = State::Waiting { deadline, interest };
+        self.go_on(now, None)
+    }
+
+    /// What a task does that does not end.
+    fn go_on(&mut self, now: Instant, answer: Option<Answer>) -> Action {
+        match self.state {
+            State::New | State::Running => {
+                self.state = State::Running;
+                Action::Enter(answer)
+            }
+            State::Writing => Action::Write { until: self.alarm() },
+            State::Waiting { deadline, interest } => {
+                let ready = self.ready(now, deadline, interest);
+                if ready == Interest::NONE {
+                    Action::Park { until: earliest(deadline, self.alarm()) }
+                } else {
+                    self.state = State::Running;
+                    Action::Enter(Some(Answer::ok(ready.bits())))
+                }
+            }
+            State::Ended(outcome) => Action::End(outcome),
+        }
+    }
+
+    fn ready(&self, now: Instant, deadline: Option<Instant>, interest: Interest) -> Interest {
+        let mut ready = Interest::NONE;
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            ready = ready.union(Interest::TIMER);
+        }
+        if self.stopping.is_some() && interest.contains(Interest::STOP) {
+            ready = ready.union(Interest::STOP);
+        }
+        ready
+    }
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
+    }
+}
+
+#[cfg(test)]
+mod tests;

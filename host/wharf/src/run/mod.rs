@@ -1,0 +1,197 @@
+//! `wharf run`: one task in the foreground, its console on standard output.
+//!
+//! One thread does everything. It enters the guest, turns each exit into an
+//! event, asks the model what to do, and does it. Signals are blocked except
+//! inside the guest and inside [`Signals::wait`](signals::Signals::wait), so
+//! none is lost and none needs a handler.
+
+mod alarm;
+mod console;
+mod signals;
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use wharf_abi::hypercall::FOREVER;
+use wharf_machine::image::Image;
+use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
+use wharf_model::{Action, Event, Instant, Outcome, Task};
+
+use alarm::Alarm;
+use console::{Console, Written};
+use signals::{Signals, Wake};
+
+/// What to run and how.
+#[derive(Clone, Debug, Default)]
+pub struct RunConfig {
+    /// Memory, arguments, generation.
+    pub boot: BootConfig,
+    /// The task ends when it has run so long.
+    pub limit: Option<Duration>,
+}
+
+/// How a run ended, with what is needed to explain it.
+#[derive(Debug)]
+pub struct Finished {
+    /// The end.
+    pub outcome: Outcome,
+    /// Several printable lines, when the guest faulted.
+    pub report: Option<String>,
+}
+
+/// The host could not run the task.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// KVM, memory or the image's needs.
+    #[error(transparent)]
+    Machine(#[from] Error),
+    /// Signals, timers, polling.
+    #[error("the kernel refused {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: nix::Error,
+    },
+    /// The image wants a device that nothing was given for.
+    #[error(
+        "image {image} wants the {kind} device {device:?}, and nothing is attached to it"
+    )]
+    Device {
+        /// The image's name.
+        image: String,
+        /// The device's kind.
+        kind: &'static str,
+        /// The device's name.
+        device: String,
+    },
+}
+
+/// Runs `image` to its end.
+///
+/// # Errors
+///
+/// When the host cannot start or run it; what the guest does is never an error.
+pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
+    if let Some(device) = image.manifest().devices.first() {
+        return Err(RunError::Device {
+            image: image.manifest().name.clone(),
+            kind: device.kind.as_str(),
+            device: device.name.clone(),
+        });
+    }
+    let signals = Signals::block()?;
+    let hypervisor = Hypervisor::open()?;
+    let machine = Machine::boot(&hypervisor, image, &config.boot)?;
+    let limit = config.limit.map(|limit| now().after(limit));
+    Foreground {
+        image,
+        machine,
+        signals,
+        console: Console::stdout()?,
+        alarm: Alarm::default(),
+        task: Task::new(limit),
+        pending: Vec::new(),
+        report: None,
+    }
+    .run()
+}
+
+/// The host's monotonic clock.
+fn now() -> Instant {
+    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    Instant::from_nanos(time.as_nanos().try_into().unwrap_or(u64::MAX))
+}
+
+struct Foreground<'a> {
+    image: &'a Image,
+    machine: Machine,
+    signals: Signals,
+    console: Console,
+    alarm: Alarm,
+    task: Task,
+    /// The bytes of a console write that the model has not yet seen the end of.
+    pending: Vec<u8>,
+    report: Option<String>,
+}
+
+impl Foreground<'_> {
+    fn run(mut self) -> Result<Finished, RunError> {
+        let mut event = Event::Start;
+        loop {
+            event = match self.task.handle(now(), event) {
+                Action::Enter(answer) => {
+                    self.alarm.set(self.task.alarm())?;
+                    let exit = self.machine.enter(answer)?;
+                    self.take(exit)?
+                }
+                Action::Park { until } => self.park(until)?,
+                Action::Write { until } => self.write(until)?,
+                Action::End(outcome) => return Ok(Finished { outcome, report: self.report }),
+            };
+        }
+    }
+
+    /// Turns an exit into what the model understands.
+    fn take(&mut self, exit: Exit) -> Result<Event, RunError> {
+        match exit {
+            Exit::Call(Call::Exit { status }) => Ok(Event::Exit { status }),
+            Exit::Call(Call::Wait { deadline_ns, interest }) => {
+                let deadline = self.host_time(deadline_ns);
+                Ok(Event::Wait { deadline, interest })
+            }
+            Exit::Call(Call::ConsoleWrite(slice)) => match self.machine.read_user(slice) {
+                Ok(bytes) => {
+                    self.pending = bytes;
+                    Ok(Event::ConsoleWrite)
+                }
+                Err(fault) => Ok(self.fault(&fault)),
+            },
+            Exit::Interrupted => Ok(self.signals.take()?.map_or(Event::Interrupted, Event::Stop)),
+            Exit::Fault(fault) => Ok(self.fault(&fault)),
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) -> Event {
+        let report = wharf_machine::Report::new(fault, &self.machine, self.image);
+        self.report = Some(report.to_string());
+        Event::Fault
+    }
+
+    /// A deadline on the guest's clock as a moment of the host's.
+    fn host_time(&self, deadline_ns: u64) -> Option<Instant> {
+        if deadline_ns == FOREVER {
+            return None;
+        }
+        let left = deadline_ns.saturating_sub(self.machine.monotonic_ns());
+        Some(now().after(Duration::from_nanos(left)))
+    }
+
+    fn park(&self, until: Option<Instant>) -> Result<Event, RunError> {
+        let left = until.map(|until| until.since(now()));
+        match self.signals.wait(None, left)? {
+            Wake::Stop(stop) => Ok(Event::Stop(stop)),
+            Wake::Ready | Wake::Timeout => Ok(Event::Interrupted),
+        }
+    }
+
+    /// Writes without ever blocking: a reader that is slow slows the guest, and
+    /// ctrl-C still works.
+    fn write(&self, until: Option<Instant>) -> Result<Event, RunError> {
+        let left = until.map(|until| until.since(now()));
+        match self.signals.wait(Some(self.console.fd()), left)? {
+            Wake::Stop(stop) => Ok(Event::Stop(stop)),
+            Wake::Timeout => Ok(Event::Interrupted),
+            Wake::Ready => match self.console.write(&self.pending) {
+                Written::Bytes(bytes) => Ok(Event::Written { bytes }),
+                Written::Later => Ok(Event::Interrupted),
+                Written::Closed => Ok(Event::ConsoleClosed),
+            },
+        }
+    }
+}
+
+/// Names what was tried when the kernel refuses it.
+fn refused(what: &'static str) -> impl FnOnce(nix::Error) -> RunError {
+    move |source| RunError::System { what, source }
+}
