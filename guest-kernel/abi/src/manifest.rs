@@ -71,7 +71,9 @@ const fn is_name_byte(byte: u8) -> bool {
 }
 
 /// What a device is, as the guest sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, IntoBytes, Immutable, KnownLayout, TryFromBytes)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, IntoBytes, Immutable, KnownLayout, TryFromBytes,
+)]
 #[repr(u16)]
 pub enum DeviceKind {
     /// Durable bytes in sectors (virtio-blk).
@@ -221,7 +223,10 @@ impl Manifest {
     /// After [`DEVICES_MAX`] devices, and as [`Name::new`].
     #[must_use]
     pub const fn with_device(mut self, kind: DeviceKind, name: &str) -> Self {
-        assert!((self.device_count as usize) < DEVICES_MAX, "too many devices");
+        assert!(
+            (self.device_count as usize) < DEVICES_MAX,
+            "too many devices"
+        );
         self.devices[self.device_count as usize] = DeviceRequest::new(kind, name);
         self.device_count += 1;
         self
@@ -256,7 +261,13 @@ mod tests {
     #[test]
     fn hostile_names_are_no_names() {
         let hostile: [&[u8; 4]; 7] = [
-            b"\0\0\0\0", b"a\0b\0", b"\x1b[2J", b"a b\0", b"\xff\xfe\0\0", b"a\n\0\0", b"a/b\0",
+            b"\0\0\0\0",
+            b"a\0b\0",
+            b"\x1b[2J",
+            b"a b\0",
+            b"\xff\xfe\0\0",
+            b"a\n\0\0",
+            b"a/b\0",
         ];
         for bytes in hostile {
             let name = Name::<4>::read_from_bytes(bytes).unwrap();
