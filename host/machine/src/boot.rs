@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 use crate::Error;
 use crate::descriptors::SystemPage;
 use crate::image::{Access, Image};
-use crate::layout::{LayoutError, Layout, MEMORY_DEFAULT};
+use crate::layout::{Layout, LayoutError, MEMORY_DEFAULT};
 use crate::memory::{GuestMemory, PAGE};
 use crate::space::Mapping;
 
@@ -31,7 +31,11 @@ pub struct BootConfig {
 
 impl Default for BootConfig {
     fn default() -> Self {
-        Self { memory: MEMORY_DEFAULT, args: Vec::new(), generation: 1 }
+        Self {
+            memory: MEMORY_DEFAULT,
+            args: Vec::new(),
+            generation: 1,
+        }
     }
 }
 
@@ -53,7 +57,11 @@ impl BootConfig {
             len.saturating_add(arg).saturating_add(1)
         });
         let most = wharf_abi::boot::ARGS_MAX.try_into().unwrap_or(u64::MAX);
-        if len > most { Err(LayoutError::ArgsTooLong { len }) } else { Ok(len) }
+        if len > most {
+            Err(LayoutError::ArgsTooLong { len })
+        } else {
+            Ok(len)
+        }
     }
 }
 
@@ -91,7 +99,10 @@ pub(crate) fn fill(
         clock,
         seed,
         image: layout.image,
-        stack: Span { addr: layout.stack.addr, len: layout.stack.len },
+        stack: Span {
+            addr: layout.stack.addr,
+            len: layout.stack.len,
+        },
         heap: layout.heap,
         args: Span {
             addr: layout.boot.addr.wrapping_add(PAGE),
@@ -109,8 +120,13 @@ pub(crate) fn fill(
 /// Makes resident, in few calls, what is about to be written or touched.
 fn populate(memory: &GuestMemory, layout: &Layout) {
     let stack_end = layout.stack.gpa.offset(layout.stack.len);
-    let touched = STACK_PAGES_TOUCHED.saturating_mul(PAGE).min(layout.stack.len);
-    let stack_top = layout.stack.gpa.offset(layout.stack.len.saturating_sub(touched));
+    let touched = STACK_PAGES_TOUCHED
+        .saturating_mul(PAGE)
+        .min(layout.stack.len);
+    let stack_top = layout
+        .stack
+        .gpa
+        .offset(layout.stack.len.saturating_sub(touched));
     memory.populate(stack_top, stack_end.offset(layout.tables.len()));
     memory.populate(layout.system.gpa, layout.boot.gpa.offset(layout.boot.len));
     for mapping in &layout.mappings {
@@ -131,9 +147,14 @@ fn write_mapped(
 ) -> Result<(), Error> {
     let (mut addr, mut rest) = (addr, bytes);
     while !rest.is_empty() {
-        let outside = || Error::Outside { at: addr, len: rest.len() };
-        let mapping =
-            mappings.iter().find(|m| m.addr <= addr && addr < m.end()).ok_or_else(outside)?;
+        let outside = || Error::Outside {
+            at: addr,
+            len: rest.len(),
+        };
+        let mapping = mappings
+            .iter()
+            .find(|m| m.addr <= addr && addr < m.end())
+            .ok_or_else(outside)?;
         let room = usize::try_from(mapping.end().saturating_sub(addr)).unwrap_or(usize::MAX);
         let (now, later) = rest.split_at(room.min(rest.len()));
         memory.write(mapping.gpa.offset(addr.saturating_sub(mapping.addr)), now)?;

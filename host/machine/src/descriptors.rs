@@ -79,12 +79,18 @@ impl SystemPage {
         }
         Self {
             bytes: page.0,
-            gdt: Table { base: at.saturating_add(GDT_AT as u64), limit: 0x37 },
+            gdt: Table {
+                base: at.saturating_add(GDT_AT as u64),
+                limit: 0x37,
+            },
             idt: Table {
                 base: at.saturating_add(IDT_AT as u64),
                 limit: 0x1FF,
             },
-            tss: Table { base: tss_base, limit: tss_limit },
+            tss: Table {
+                base: tss_base,
+                limit: tss_limit,
+            },
         }
     }
 
@@ -93,7 +99,9 @@ impl SystemPage {
     pub(crate) fn vector_of_stub(at: u64, rip: u64) -> Option<u8> {
         let offset = rip.checked_sub(at.checked_add(STUBS_AT as u64)?)?;
         let vector = offset.checked_div(STUB_LEN as u64)?;
-        u8::try_from(vector).ok().filter(|&v| usize::from(v) < VECTORS)
+        u8::try_from(vector)
+            .ok()
+            .filter(|&v| usize::from(v) < VECTORS)
     }
 }
 
@@ -127,10 +135,18 @@ fn gdt(tss_base: u64, tss_limit: u16) -> Vec<u8> {
         | (tss_base & 0xFF_FFFF) << 16
         | (tss_base >> 24 & 0xFF) << 56;
     let tss_high = tss_base >> 32;
-    [0, KERNEL_CODE_64, KERNEL_DATA, USER_DATA, USER_CODE_64, tss_low, tss_high]
-        .into_iter()
-        .flat_map(u64::to_le_bytes)
-        .collect()
+    [
+        0,
+        KERNEL_CODE_64,
+        KERNEL_DATA,
+        USER_DATA,
+        USER_CODE_64,
+        tss_low,
+        tss_high,
+    ]
+    .into_iter()
+    .flat_map(u64::to_le_bytes)
+    .collect()
 }
 
 fn tss(fault_stack_top: u64) -> Vec<u8> {
@@ -177,7 +193,7 @@ fn gate(vector: usize, handler: u64) -> [u8; 16] {
 mod tests {
     use wharf_abi::Hypercall;
 
-    use super::{SystemPage, STUBS_AT, TSS_AT, TSS_LEN};
+    use super::{STUBS_AT, SystemPage, TSS_AT, TSS_LEN};
 
     const AT: u64 = 0x1234_5678_9000;
 
@@ -212,7 +228,10 @@ mod tests {
         for vector in 0..32_usize {
             let gate = &page.bytes[0x200 + vector * 16..][..16];
             let word = |at: usize, len: usize| {
-                gate[at..at + len].iter().rev().fold(0_u64, |n, &b| n << 8 | u64::from(b))
+                gate[at..at + len]
+                    .iter()
+                    .rev()
+                    .fold(0_u64, |n, &b| n << 8 | u64::from(b))
             };
             let handler = word(0, 2) | word(6, 2) << 16 | word(8, 4) << 32;
             assert_eq!(handler, AT + STUBS_AT as u64 + vector as u64 * 16);

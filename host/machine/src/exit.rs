@@ -88,10 +88,14 @@ impl Call {
                 let [status, ..] = regs.rdi.to_le_bytes();
                 Some(Self::Exit { status })
             }
-            Hypercall::Wait => Some(Self::Wait { deadline_ns: regs.rdi, interest: regs.rsi }),
-            Hypercall::ConsoleWrite => {
-                Some(Self::ConsoleWrite(UserSlice { addr: regs.rdi, len: regs.rsi }))
-            }
+            Hypercall::Wait => Some(Self::Wait {
+                deadline_ns: regs.rdi,
+                interest: regs.rsi,
+            }),
+            Hypercall::ConsoleWrite => Some(Self::ConsoleWrite(UserSlice {
+                addr: regs.rdi,
+                len: regs.rsi,
+            })),
             Hypercall::Kick | Hypercall::HandOver | Hypercall::Ready => None,
         }
     }
@@ -107,20 +111,41 @@ mod tests {
     #[test]
     fn one_byte_out_to_an_open_port_is_a_hypercall() {
         for call in Hypercall::IMPLEMENTED {
-            assert_eq!(RawExit::of(VcpuExit::IoOut(call.port(), &[7])), RawExit::Hypercall(call));
+            assert_eq!(
+                RawExit::of(VcpuExit::IoOut(call.port(), &[7])),
+                RawExit::Hypercall(call)
+            );
         }
-        assert_eq!(RawExit::of(VcpuExit::IoOut(FAULT_PORT, &[0])), RawExit::Stub);
+        assert_eq!(
+            RawExit::of(VcpuExit::IoOut(FAULT_PORT, &[0])),
+            RawExit::Stub
+        );
     }
 
     #[test]
     fn any_other_width_port_or_direction_is_a_fault() {
         let port = Hypercall::Exit.port();
         let broken = |direction, len| RawExit::Broken(Cause::port(port, direction, len));
-        assert_eq!(RawExit::of(VcpuExit::IoOut(port, &[0; 2])), broken(Direction::Out, 2));
-        assert_eq!(RawExit::of(VcpuExit::IoOut(port, &[0; 4])), broken(Direction::Out, 4));
-        assert_eq!(RawExit::of(VcpuExit::IoOut(port, &[])), broken(Direction::Out, 0));
-        assert_eq!(RawExit::of(VcpuExit::IoIn(port, &mut [0])), broken(Direction::In, 1));
+        assert_eq!(
+            RawExit::of(VcpuExit::IoOut(port, &[0; 2])),
+            broken(Direction::Out, 2)
+        );
+        assert_eq!(
+            RawExit::of(VcpuExit::IoOut(port, &[0; 4])),
+            broken(Direction::Out, 4)
+        );
+        assert_eq!(
+            RawExit::of(VcpuExit::IoOut(port, &[])),
+            broken(Direction::Out, 0)
+        );
+        assert_eq!(
+            RawExit::of(VcpuExit::IoIn(port, &mut [0])),
+            broken(Direction::In, 1)
+        );
         let reserved = Hypercall::Kick.port();
-        assert!(matches!(RawExit::of(VcpuExit::IoOut(reserved, &[0])), RawExit::Broken(_)));
+        assert!(matches!(
+            RawExit::of(VcpuExit::IoOut(reserved, &[0])),
+            RawExit::Broken(_)
+        ));
     }
 }

@@ -75,7 +75,11 @@ pub struct Exception {
 
 impl Cause {
     pub(crate) const fn port(port: u16, direction: Direction, bytes: usize) -> Self {
-        Self::Port { port, direction, bytes }
+        Self::Port {
+            port,
+            direction,
+            bytes,
+        }
     }
 }
 
@@ -85,8 +89,16 @@ impl Exception {
     pub(crate) const fn new(vector: u8, pushed: u64, cr2: u64) -> Self {
         Self {
             vector,
-            error: if has_error_code(vector) { Some(pushed) } else { None },
-            cr2: if vector == Self::PAGE_FAULT { Some(cr2) } else { None },
+            error: if has_error_code(vector) {
+                Some(pushed)
+            } else {
+                None
+            },
+            cr2: if vector == Self::PAGE_FAULT {
+                Some(cr2)
+            } else {
+                None
+            },
         }
     }
 
@@ -176,7 +188,11 @@ impl fmt::Display for Cause {
                 let (name, mnemonic) = exception.name();
                 write!(f, "{name} ({mnemonic}, vector {})", exception.vector)
             }
-            Self::Port { port, direction, bytes } => {
+            Self::Port {
+                port,
+                direction,
+                bytes,
+            } => {
                 let way = match direction {
                     Direction::In => "in from",
                     Direction::Out => "out to",
@@ -210,8 +226,9 @@ mod tests {
 
     #[test]
     fn only_the_vectors_of_the_manual_carry_an_error_code() {
-        let with: Vec<_> =
-            (0..32).filter(|&v| Exception::new(v, 9, 0).error.is_some()).collect();
+        let with: Vec<_> = (0..32)
+            .filter(|&v| Exception::new(v, 9, 0).error.is_some())
+            .collect();
         assert_eq!(with, [8, 10, 11, 12, 13, 14, 17, 21, 29, 30]);
         assert_eq!(Exception::new(13, 0, 7).cr2, None);
     }

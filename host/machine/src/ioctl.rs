@@ -5,7 +5,7 @@
 use std::io;
 
 use kvm_bindings::{
-    KVMIO, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_signal_mask,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_signal_mask,
 };
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
@@ -34,13 +34,20 @@ struct SignalMask {
 /// As the ioctl.
 pub(crate) fn unblock_signals_in_guest(vcpu: &VcpuFd) -> io::Result<()> {
     let mask = SignalMask {
-        header: kvm_signal_mask { len: 8, ..Default::default() },
+        header: kvm_signal_mask {
+            len: 8,
+            ..Default::default()
+        },
         sigset: [0; 8],
     };
     // SAFETY: the kernel reads the header's length, 8, and as many bytes behind
     // the header, which `SignalMask` has; it writes nothing.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Makes the guest's TSC the host's (`KVM_VCPU_TSC_OFFSET`, KVM
@@ -60,7 +67,11 @@ pub(crate) fn zero_tsc_offset(vcpu: &VcpuFd) -> io::Result<()> {
     // SAFETY: the kernel reads eight bytes at `addr`, which is the address of
     // `offset`, alive until after the call; it writes nothing.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

@@ -77,7 +77,10 @@ pub enum LayoutError {
         memory: u64,
     },
     /// More arguments than the boot page can carry.
-    #[error("arguments of {len} bytes are too long: the most is {}", wharf_abi::boot::ARGS_MAX)]
+    #[error(
+        "arguments of {len} bytes are too long: the most is {}",
+        wharf_abi::boot::ARGS_MAX
+    )]
     ArgsTooLong {
         /// Bytes with terminators.
         len: u64,
@@ -133,7 +136,9 @@ impl Layout {
         if args_len > wharf_abi::boot::ARGS_MAX.try_into().unwrap_or(u64::MAX) {
             return Err(LayoutError::ArgsTooLong { len: args_len });
         }
-        Planner::new(image, random).plan(memory, args_len).ok_or(LayoutError::NoRoom)?
+        Planner::new(image, random)
+            .plan(memory, args_len)
+            .ok_or(LayoutError::NoRoom)?
     }
 }
 
@@ -157,13 +162,23 @@ impl<'a> Planner<'a> {
                 BASE_MIN.saturating_add((random % choices).saturating_mul(align))
             }
         };
-        Self { image, bias, addr: span.end.saturating_add(bias), gpa: 0, mappings: Vec::new() }
+        Self {
+            image,
+            bias,
+            addr: span.end.saturating_add(bias),
+            gpa: 0,
+            mappings: Vec::new(),
+        }
     }
 
     /// `None` when an address leaves the lower half.
     fn plan(mut self, memory: u64, args_len: u64) -> Option<Result<Layout, LayoutError>> {
         let boot_len = PAGE.checked_add(args_len.checked_next_multiple_of(PAGE)?)?;
-        let stack_len = self.image.manifest().stack_bytes.checked_next_multiple_of(PAGE)?;
+        let stack_len = self
+            .image
+            .manifest()
+            .stack_bytes
+            .checked_next_multiple_of(PAGE)?;
 
         // The system page first, at guest-physical 0, where nothing of the guest's is.
         let system_addr = self.addr.checked_add(boot_len)?;
@@ -187,7 +202,11 @@ impl<'a> Planner<'a> {
         if memory < needed {
             return Some(Err(LayoutError::TooSmall { memory, needed }));
         }
-        let heap_at = if on_huge_pages < memory { on_huge_pages } else { low_end };
+        let heap_at = if on_huge_pages < memory {
+            on_huge_pages
+        } else {
+            low_end
+        };
         let heap = self.heap(after_guard, heap_at, memory)?;
         let tables = self.tables(tables_at, heap);
         self.mappings.extend(heap.filter(|h| h.len > 0));
@@ -203,7 +222,10 @@ impl<'a> Planner<'a> {
                 addr: span.start.checked_add(self.bias)?,
                 len: span.end.checked_sub(span.start)?,
             },
-            heap: heap.map_or(Span::default(), |h| Span { addr: h.addr, len: h.len }),
+            heap: heap.map_or(Span::default(), |h| Span {
+                addr: h.addr,
+                len: h.len,
+            }),
             huge_from: on_huge_pages,
             mappings: self.mappings,
             tables,
@@ -216,7 +238,10 @@ impl<'a> Planner<'a> {
         let relro = self.image.relro().unwrap_or(0..0);
         for segment in self.image.segments() {
             let start = segment.addr / PAGE * PAGE;
-            let end = segment.addr.checked_add(segment.mem_len)?.checked_next_multiple_of(PAGE)?;
+            let end = segment
+                .addr
+                .checked_add(segment.mem_len)?
+                .checked_next_multiple_of(PAGE)?;
             let cut = |at: u64| at.clamp(start, end);
             let (first, last) = (cut(relro.start), cut(relro.end));
             for (from, to, access) in [
@@ -235,7 +260,13 @@ impl<'a> Planner<'a> {
 
     /// Maps the next guest-physical pages at `addr`.
     fn place(&mut self, addr: u64, len: u64, access: Access, owner: Owner) -> Option<Mapping> {
-        let mapping = Mapping { addr, len, gpa: Gpa(self.gpa), access, owner };
+        let mapping = Mapping {
+            addr,
+            len,
+            gpa: Gpa(self.gpa),
+            access,
+            owner,
+        };
         in_lower_half(&mapping)?;
         self.gpa = self.gpa.checked_add(len)?;
         self.mappings.push(mapping);

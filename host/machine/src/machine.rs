@@ -77,7 +77,10 @@ impl Machine {
 
         let layout = Layout::plan(image, config.memory, config.args_len()?, base)?;
         let memory = GuestMemory::new(config.memory, layout.huge_from)?;
-        let vm = hypervisor.kvm.create_vm().map_err(Error::kvm("create a VM"))?;
+        let vm = hypervisor
+            .kvm
+            .create_vm()
+            .map_err(Error::kvm("create a VM"))?;
         memory.register(&vm)?;
 
         let system = SystemPage::new(layout.system.addr, layout.fault_stack.end());
@@ -93,7 +96,14 @@ impl Machine {
             time::clock_from_now(vcpu.tsc_khz()?).ok_or(Error::Missing("a TSC frequency"))?;
         boot::fill(&memory, &layout, &system, image, config, clock, seed)?;
         let space = AddressSpace::new(&layout.mappings);
-        Ok(Self { vcpu, _vm: vm, memory, layout, space, clock })
+        Ok(Self {
+            vcpu,
+            _vm: vm,
+            memory,
+            layout,
+            space,
+            clock,
+        })
     }
 
     /// Runs the guest until it calls, faults or is interrupted. `answer` is what
@@ -113,7 +123,9 @@ impl Machine {
             RawExit::Hypercall(hypercall) => {
                 match Call::decode(hypercall, &self.vcpu.registers()) {
                     Some(call) => Ok(Exit::Call(call)),
-                    None => Ok(self.fault(Cause::Unexpected { what: "reserved hypercall" })),
+                    None => Ok(self.fault(Cause::Unexpected {
+                        what: "reserved hypercall",
+                    })),
                 }
             }
             RawExit::Stub => self.exception(),
@@ -128,9 +140,13 @@ impl Machine {
     ///
     /// The guest's fault, when it may not read the whole slice.
     pub fn read_user(&self, slice: UserSlice) -> Result<Vec<u8>, Box<Fault>> {
-        self.space.read(&self.memory, slice, CONSOLE_WRITE_MAX.try_into().unwrap_or(0)).ok_or_else(
-            || Box::new(Fault::new(Cause::BadPointer(slice), self.vcpu.registers())),
-        )
+        self.space
+            .read(
+                &self.memory,
+                slice,
+                CONSOLE_WRITE_MAX.try_into().unwrap_or(0),
+            )
+            .ok_or_else(|| Box::new(Fault::new(Cause::BadPointer(slice), self.vcpu.registers())))
     }
 
     /// The guest's clock now.
@@ -148,7 +164,9 @@ impl Machine {
     /// The words on the guest's stack or heap at `addr`, for a backtrace.
     pub(crate) fn read_words<const N: usize>(&self, addr: u64) -> Option<[u64; N]> {
         let len = u64::try_from(N).ok()?.checked_mul(8)?;
-        let bytes = self.space.read(&self.memory, UserSlice { addr, len }, len)?;
+        let bytes = self
+            .space
+            .read(&self.memory, UserSlice { addr, len }, len)?;
         let mut words = [0; N];
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into().ok()?);
@@ -173,17 +191,25 @@ impl Machine {
         let Some(vector) = SystemPage::vector_of_stub(self.layout.system.addr, stub) else {
             return Ok(self.fault(Cause::Unexpected { what: "fault port" }));
         };
-        let top = self.layout.fault_stack.gpa.offset(self.layout.fault_stack.len);
+        let top = self
+            .layout
+            .fault_stack
+            .gpa
+            .offset(self.layout.fault_stack.len);
         let mut frame = [[0; 8]; 6];
         for (word, at) in frame.iter_mut().zip((0_u64..6).rev()) {
             let below = at.saturating_add(1).saturating_mul(8);
-            self.memory.read(crate::memory::Gpa(top.0.saturating_sub(below)), word)?;
+            self.memory
+                .read(crate::memory::Gpa(top.0.saturating_sub(below)), word)?;
         }
         let [error, rip, _cs, rflags, rsp, _ss] = frame.map(u64::from_le_bytes);
         registers.rip = rip;
         registers.rsp = rsp;
         registers.rflags = rflags;
         let exception = Exception::new(vector, error, self.vcpu.cr2()?);
-        Ok(Exit::Fault(Box::new(Fault::new(Cause::Exception(exception), registers))))
+        Ok(Exit::Fault(Box::new(Fault::new(
+            Cause::Exception(exception),
+            registers,
+        ))))
     }
 }

@@ -72,10 +72,9 @@ impl GuestMemory {
         let base = unsafe { start.add(slack) };
         // SAFETY: `base` and `size` lie inside the reservation, as above, which
         // this structure keeps mapped until the region is dropped.
-        let region = unsafe {
-            MmapRegion::build_raw(base, size, reservation.prot(), reservation.flags())
-        }
-        .map_err(|e| failed(std::io::Error::other(e)))?;
+        let region =
+            unsafe { MmapRegion::build_raw(base, size, reservation.prot(), reservation.flags()) }
+                .map_err(|e| failed(std::io::Error::other(e)))?;
         let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or_else(too_large)?;
         let memory = GuestMemoryMmap::from_regions(vec![region])
             .map_err(|e| failed(std::io::Error::other(e)))?;
@@ -156,7 +155,11 @@ impl GuestMemory {
             .ok()
             .and_then(|len| at.0.checked_add(len))
             .is_some_and(|end| end <= self.len);
-        if fits { Ok(()) } else { Err(Error::outside(at, len)) }
+        if fits {
+            Ok(())
+        } else {
+            Err(Error::outside(at, len))
+        }
     }
 
     /// Advice is only that: a kernel that does not take it costs time, not truth.

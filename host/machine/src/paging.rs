@@ -32,7 +32,10 @@ pub(crate) struct PageTables {
 impl PageTables {
     /// Builds the tables of `mappings`, the root first, to stand at `base`.
     pub(crate) fn build(base: Gpa, mappings: &[Mapping]) -> Self {
-        let mut tables = Self { base, tables: vec![Box::new([0; ENTRIES])] };
+        let mut tables = Self {
+            base,
+            tables: vec![Box::new([0; ENTRIES])],
+        };
         for mapping in mappings {
             tables.map(mapping);
         }
@@ -69,7 +72,11 @@ impl PageTables {
             let large = addr.is_multiple_of(HUGE_PAGE)
                 && gpa.0.is_multiple_of(HUGE_PAGE)
                 && mapping.len.saturating_sub(done) >= HUGE_PAGE;
-            let (level, size, bit) = if large { (2, HUGE_PAGE, LARGE) } else { (1, PAGE, 0) };
+            let (level, size, bit) = if large {
+                (2, HUGE_PAGE, LARGE)
+            } else {
+                (1, PAGE, 0)
+            };
             self.set(addr, level, gpa.0 & ADDRESS | leaf_flags(mapping) | bit);
             done = done.saturating_add(size);
         }
@@ -129,9 +136,7 @@ fn leaf_flags(mapping: &Mapping) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        ADDRESS, LARGE, NO_EXECUTE, PRESENT, PageTables, USER, WRITABLE,
-    };
+    use super::{ADDRESS, LARGE, NO_EXECUTE, PRESENT, PageTables, USER, WRITABLE};
     use crate::image::Access;
     use crate::memory::{Gpa, HUGE_PAGE, PAGE};
     use crate::space::{Mapping, Owner};
@@ -160,7 +165,13 @@ mod tests {
     }
 
     fn mapping(addr: u64, len: u64, gpa: u64, access: Access, owner: Owner) -> Mapping {
-        Mapping { addr, len, gpa: Gpa(gpa), access, owner }
+        Mapping {
+            addr,
+            len,
+            gpa: Gpa(gpa),
+            access,
+            owner,
+        }
     }
 
     #[test]
@@ -178,11 +189,22 @@ mod tests {
                 assert_eq!(size, PAGE);
                 assert_eq!(entry & ADDRESS, mapping.gpa.0 + page);
                 assert_eq!(entry & WRITABLE != 0, mapping.access == Access::ReadWrite);
-                assert_eq!(entry & NO_EXECUTE == 0, mapping.access == Access::ReadExecute);
+                assert_eq!(
+                    entry & NO_EXECUTE == 0,
+                    mapping.access == Access::ReadExecute
+                );
                 assert_eq!(entry & USER != 0, mapping.owner == Owner::Guest);
             }
         }
-        for hole in [0, 0x3F_F000, 0x40_3000, 0x40_5000, 0x60_0000, 0x4000_0000, 1 << 46] {
+        for hole in [
+            0,
+            0x3F_F000,
+            0x40_3000,
+            0x40_5000,
+            0x60_0000,
+            0x4000_0000,
+            1 << 46,
+        ] {
             assert_eq!(walk(&tables, hole), None, "{hole:#x}");
         }
     }
@@ -201,7 +223,10 @@ mod tests {
         assert_eq!(walk(&tables, heap.addr).unwrap().1, PAGE);
         assert_eq!(walk(&tables, heap.addr + (1 << 20)).unwrap().1, HUGE_PAGE);
 
-        let skewed = Mapping { gpa: Gpa(0x10_1000), ..heap };
+        let skewed = Mapping {
+            gpa: Gpa(0x10_1000),
+            ..heap
+        };
         let tables = PageTables::build(BASE, &[skewed]);
         assert_eq!(walk(&tables, heap.addr + (1 << 20)).unwrap().1, PAGE);
     }

@@ -45,14 +45,49 @@ pub fn probe() -> Result<Probe, Error> {
     };
     let sync_regs = kvm.check_extension_int(Cap::SyncRegs) & SYNC_REGS_NEEDED != 0;
     let capabilities = vec![
-        capability("KVM_CAP_USER_MEMORY", "guest memory", true, has(Cap::UserMemory)),
-        capability("KVM_CAP_EXT_CPUID", "the guest's CPUID", true, has(Cap::ExtCpuid)),
-        capability("KVM_CAP_SYNC_REGS", "hypercall arguments without an ioctl", true, sync_regs),
-        capability("KVM_CAP_IMMEDIATE_EXIT", "kicks", true, has(Cap::ImmediateExit)),
-        capability("KVM_CAP_GET_TSC_KHZ", "time without an exit", true, has(Cap::GetTscKhz)),
-        capability("KVM_CAP_VCPU_EVENTS", "snapshots", false, has(Cap::VcpuEvents)),
+        capability(
+            "KVM_CAP_USER_MEMORY",
+            "guest memory",
+            true,
+            has(Cap::UserMemory),
+        ),
+        capability(
+            "KVM_CAP_EXT_CPUID",
+            "the guest's CPUID",
+            true,
+            has(Cap::ExtCpuid),
+        ),
+        capability(
+            "KVM_CAP_SYNC_REGS",
+            "hypercall arguments without an ioctl",
+            true,
+            sync_regs,
+        ),
+        capability(
+            "KVM_CAP_IMMEDIATE_EXIT",
+            "kicks",
+            true,
+            has(Cap::ImmediateExit),
+        ),
+        capability(
+            "KVM_CAP_GET_TSC_KHZ",
+            "time without an exit",
+            true,
+            has(Cap::GetTscKhz),
+        ),
+        capability(
+            "KVM_CAP_VCPU_EVENTS",
+            "snapshots",
+            false,
+            has(Cap::VcpuEvents),
+        ),
         capability("KVM_CAP_XSAVE", "snapshots", false, has(Cap::Xsave)),
-        capability("KVM_CAP_IOEVENTFD", "queue kicks without an exit to user space", false, has(Cap::Ioeventfd)),
+        capability(
+            "KVM_CAP_IOEVENTFD",
+            "queue kicks without an exit to user space",
+            false,
+            has(Cap::Ioeventfd),
+        ),
     ];
     Ok(Probe {
         api_version: kvm.get_api_version(),

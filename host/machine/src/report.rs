@@ -59,7 +59,10 @@ fn backtrace(fault: &Fault, machine: &Machine) -> Vec<u64> {
     let mut frames = Vec::new();
     let mut frame = fault.registers.rbp;
     let executable = |addr| {
-        machine.space().at(addr).is_some_and(|mapping| mapping.access == Access::ReadExecute)
+        machine
+            .space()
+            .at(addr)
+            .is_some_and(|mapping| mapping.access == Access::ReadExecute)
     };
     while frames.len() < FRAMES_MAX {
         let Some([caller, return_address]) = machine.read_words::<2>(frame) else {
@@ -80,7 +83,10 @@ fn backtrace(fault: &Fault, machine: &Machine) -> Vec<u64> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fault { cause, registers: r } = self.fault;
+        let Fault {
+            cause,
+            registers: r,
+        } = self.fault;
         writeln!(f, "fault: {cause}")?;
         if let Cause::Exception(exception) = cause {
             if let Some(error) = exception.error {
@@ -110,10 +116,37 @@ impl fmt::Display for Report<'_> {
             }
             writeln!(f)
         };
-        row(f, [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx)])?;
-        row(f, [("rsi", r.rsi), ("rdi", r.rdi), ("rbp", r.rbp), ("rsp", r.rsp)])?;
-        row(f, [("r8", r.r8), ("r9", r.r9), ("r10", r.r10), ("r11", r.r11)])?;
-        row(f, [("r12", r.r12), ("r13", r.r13), ("r14", r.r14), ("r15", r.r15)])?;
+        row(
+            f,
+            [
+                ("rax", r.rax),
+                ("rbx", r.rbx),
+                ("rcx", r.rcx),
+                ("rdx", r.rdx),
+            ],
+        )?;
+        row(
+            f,
+            [
+                ("rsi", r.rsi),
+                ("rdi", r.rdi),
+                ("rbp", r.rbp),
+                ("rsp", r.rsp),
+            ],
+        )?;
+        row(
+            f,
+            [("r8", r.r8), ("r9", r.r9), ("r10", r.r10), ("r11", r.r11)],
+        )?;
+        row(
+            f,
+            [
+                ("r12", r.r12),
+                ("r13", r.r13),
+                ("r14", r.r14),
+                ("r15", r.r15),
+            ],
+        )?;
         write!(f, "  rflags {:#x}", r.rflags)?;
         for (index, frame) in self.frames.iter().enumerate() {
             if index == 0 {

@@ -50,23 +50,26 @@ impl Mapping {
 
 /// Everything that the guest may touch.
 #[derive(Debug)]
-pub struct AddressSpace {
+pub(crate) struct AddressSpace {
     guest: Vec<Mapping>,
 }
 
 impl AddressSpace {
     /// Takes the guest's mappings, which must not overlap.
     #[must_use]
-    pub fn new(mappings: &[Mapping]) -> Self {
-        let mut guest: Vec<_> =
-            mappings.iter().filter(|m| m.owner == Owner::Guest).copied().collect();
+    pub(crate) fn new(mappings: &[Mapping]) -> Self {
+        let mut guest: Vec<_> = mappings
+            .iter()
+            .filter(|m| m.owner == Owner::Guest)
+            .copied()
+            .collect();
         guest.sort_unstable_by_key(|m| m.addr);
         Self { guest }
     }
 
     /// The guest's mapping that holds `addr`.
     #[must_use]
-    pub fn at(&self, addr: u64) -> Option<&Mapping> {
+    pub(crate) fn at(&self, addr: u64) -> Option<&Mapping> {
         let after = self.guest.partition_point(|m| m.addr <= addr);
         let candidate = self.guest.get(after.checked_sub(1)?)?;
         (addr < candidate.end()).then_some(candidate)
@@ -75,14 +78,21 @@ impl AddressSpace {
     /// Copies out the first `limit` bytes of a slice, or nothing when the guest
     /// may not read *all* of it. An empty slice is always readable.
     #[must_use]
-    pub fn read(&self, memory: &GuestMemory, slice: UserSlice, limit: u64) -> Option<Vec<u8>> {
+    pub(crate) fn read(
+        &self,
+        memory: &GuestMemory,
+        slice: UserSlice,
+        limit: u64,
+    ) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let end = slice.addr.checked_add(slice.len)?;
         let mut at = slice.addr;
         while at < end {
             let mapping = self.at(at)?;
             let piece_end = mapping.end().min(end);
-            let wanted = limit.min(slice.len).saturating_sub(u64::try_from(bytes.len()).ok()?);
+            let wanted = limit
+                .min(slice.len)
+                .saturating_sub(u64::try_from(bytes.len()).ok()?);
             let len = piece_end.checked_sub(at)?.min(wanted);
             let start = bytes.len();
             bytes.resize(start.checked_add(usize::try_from(len).ok()?)?, 0);
@@ -123,10 +133,16 @@ mod tests {
     #[test]
     fn a_slice_may_cross_mappings() {
         let (space, memory) = space();
-        let slice = UserSlice { addr: 0x10fff, len: 2 };
+        let slice = UserSlice {
+            addr: 0x10fff,
+            len: 2,
+        };
         assert_eq!(space.read(&memory, slice, 10).unwrap(), b"ab");
         assert_eq!(space.read(&memory, slice, 1).unwrap(), b"a");
-        let all = UserSlice { addr: 0x10000, len: 0x2000 };
+        let all = UserSlice {
+            addr: 0x10000,
+            len: 0x2000,
+        };
         assert_eq!(space.read(&memory, all, u64::MAX).unwrap().len(), 0x2000);
     }
 
@@ -145,7 +161,11 @@ mod tests {
             (u64::MAX, u64::MAX),
             (0x8000_0000_0000, 1),
         ] {
-            assert_eq!(space.read(&memory, UserSlice { addr, len }, 1), None, "{addr:#x}+{len:#x}");
+            assert_eq!(
+                space.read(&memory, UserSlice { addr, len }, 1),
+                None,
+                "{addr:#x}+{len:#x}"
+            );
         }
     }
 

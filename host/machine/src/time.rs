@@ -16,6 +16,12 @@ pub fn tsc() -> u64 {
 /// A guest clock that starts now, on a TSC of `tsc_khz`.
 pub(crate) fn clock_from_now(tsc_khz: u32) -> Option<Clock> {
     let tsc_base = tsc();
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Clock::new(tsc_base, tsc_khz, wall.as_nanos().try_into().unwrap_or(u64::MAX))
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Clock::new(
+        tsc_base,
+        tsc_khz,
+        wall.as_nanos().try_into().unwrap_or(u64::MAX),
+    )
 }

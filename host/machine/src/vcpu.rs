@@ -1,15 +1,13 @@
 //! A vCPU that starts at CPL 3.
 
-use kvm_bindings::{
-    CpuId, KVM_SYNC_X86_REGS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
-};
+use kvm_bindings::{CpuId, KVM_SYNC_X86_REGS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 
+use crate::Error;
 use crate::descriptors::{SystemPage, TSS, Table, USER_CODE, USER_DATA};
 use crate::exit::RawExit;
 use crate::ioctl;
 use crate::memory::Gpa;
-use crate::Error;
 
 /// PE, MP, ET, NE, WP, AM, PG (Intel SDM vol. 3 §2.5).
 const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
@@ -43,16 +41,20 @@ impl Vcpu {
         start: &Start,
     ) -> Result<Self, Error> {
         let mut fd = vm.create_vcpu(0).map_err(Error::kvm("create a vCPU"))?;
-        fd.set_cpuid2(cpuid).map_err(Error::kvm("set the guest's CPUID"))?;
+        fd.set_cpuid2(cpuid)
+            .map_err(Error::kvm("set the guest's CPUID"))?;
         ioctl::unblock_signals_in_guest(&fd)
             .map_err(|e| Error::kvm("set the signal mask")(kvm_ioctls::Error::from(e)))?;
         if let Err(e) = ioctl::zero_tsc_offset(&fd) {
             log::debug!("the guest's TSC has an offset that KVM does not let us set: {e}");
         }
 
-        let mut sregs = fd.get_sregs().map_err(Error::kvm("read system registers"))?;
+        let mut sregs = fd
+            .get_sregs()
+            .map_err(Error::kvm("read system registers"))?;
         set_up(&mut sregs, root, system);
-        fd.set_sregs(&sregs).map_err(Error::kvm("set system registers"))?;
+        fd.set_sregs(&sregs)
+            .map_err(Error::kvm("set system registers"))?;
         let regs = kvm_regs {
             rip: start.entry,
             rsp: start.stack_pointer,
@@ -89,13 +91,18 @@ impl Vcpu {
 
     /// The address of the last page fault.
     pub(crate) fn cr2(&self) -> Result<u64, Error> {
-        let sregs = self.fd.get_sregs().map_err(Error::kvm("read system registers"))?;
+        let sregs = self
+            .fd
+            .get_sregs()
+            .map_err(Error::kvm("read system registers"))?;
         Ok(sregs.cr2)
     }
 
     /// Frequency of the guest's TSC.
     pub(crate) fn tsc_khz(&self) -> Result<u32, Error> {
-        self.fd.get_tsc_khz().map_err(Error::kvm("tell the TSC's frequency"))
+        self.fd
+            .get_tsc_khz()
+            .map_err(Error::kvm("tell the TSC's frequency"))
     }
 }
 
@@ -124,7 +131,11 @@ fn set_up(sregs: &mut kvm_sregs, root: Gpa, system: &SystemPage) {
         present: 1,
         ..Default::default()
     };
-    sregs.ldt = kvm_segment { unusable: 1, type_: 0x2, ..Default::default() };
+    sregs.ldt = kvm_segment {
+        unusable: 1,
+        type_: 0x2,
+        ..Default::default()
+    };
     sregs.gdt = table(system.gdt);
     sregs.idt = table(system.idt);
 }
@@ -147,5 +158,9 @@ fn user_segment(selector: u16, type_: u8) -> kvm_segment {
 }
 
 fn table(table: Table) -> kvm_dtable {
-    kvm_dtable { base: table.base, limit: table.limit, ..Default::default() }
+    kvm_dtable {
+        base: table.base,
+        limit: table.limit,
+        ..Default::default()
+    }
 }

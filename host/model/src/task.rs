@@ -96,7 +96,10 @@ enum State {
     New,
     Running,
     Writing,
-    Waiting { deadline: Option<Instant>, interest: Interest },
+    Waiting {
+        deadline: Option<Instant>,
+        interest: Interest,
+    },
     Ended(Outcome),
 }
 
@@ -111,7 +114,12 @@ impl Task {
     /// A task that ends at `limit`, if there is one.
     #[must_use]
     pub const fn new(limit: Option<Instant>) -> Self {
-        Self { state: State::New, limit, cooperative: false, stopping: None }
+        Self {
+            state: State::New,
+            limit,
+            cooperative: false,
+            stopping: None,
+        }
     }
 
     /// The moment at which a running guest must be interrupted, because this
@@ -140,7 +148,10 @@ impl Task {
                 self.go_on(now, Some(Answer::ok(bytes)))
             }
             Event::Stop(reason) => {
-                self.stopping = Some(Stopping { reason, ends: now.after(GRACE) });
+                self.stopping = Some(Stopping {
+                    reason,
+                    ends: now.after(GRACE),
+                });
                 self.go_on(now, None)
             }
             // These end a task in every state.
@@ -186,11 +197,15 @@ impl Task {
                 self.state = State::Running;
                 Action::Enter(answer)
             }
-            State::Writing => Action::Write { until: self.alarm() },
+            State::Writing => Action::Write {
+                until: self.alarm(),
+            },
             State::Waiting { deadline, interest } => {
                 let ready = self.ready(now, deadline, interest);
                 if ready == Interest::NONE {
-                    Action::Park { until: earliest(deadline, self.alarm()) }
+                    Action::Park {
+                        until: earliest(deadline, self.alarm()),
+                    }
                 } else {
                     self.state = State::Running;
                     Action::Enter(Some(Answer::ok(ready.bits())))

@@ -27,7 +27,7 @@ impl Instant {
         Self(self.0.saturating_add(ns))
     }
 
-    /// Time from now until this moment; zero when it has passed.
+    /// Time from `earlier` until this moment; zero when it was not earlier.
     #[must_use]
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

@@ -33,7 +33,11 @@ const fn park(until: Option<Instant>) -> Action {
 fn play(limit: Option<Instant>, script: &[(u64, Event, Action)]) {
     let mut task = Task::new(limit);
     for (line, &(at, event, expected)) in script.iter().enumerate() {
-        assert_eq!(task.handle(ms(at), event), expected, "line {line}: {at} ms {event:?}");
+        assert_eq!(
+            task.handle(ms(at), event),
+            expected,
+            "line {line}: {at} ms {event:?}"
+        );
     }
 }
 
@@ -43,7 +47,11 @@ fn a_guest_that_exits_ends_with_its_status() {
         None,
         &[
             (0, Event::Start, Action::Enter(None)),
-            (1, Event::Exit { status: 42 }, Action::End(Outcome::Exited { status: 42 })),
+            (
+                1,
+                Event::Exit { status: 42 },
+                Action::End(Outcome::Exited { status: 42 }),
+            ),
         ],
     );
 }
@@ -103,8 +111,16 @@ fn an_unknown_interest_is_refused_and_the_guest_runs_on() {
         None,
         &[
             (0, Event::Start, Action::Enter(None)),
-            (1, wait(FOREVER, 1 << 63), Action::Enter(Some(Answer::INVALID))),
-            (2, wait(FOREVER, u64::MAX), Action::Enter(Some(Answer::INVALID))),
+            (
+                1,
+                wait(FOREVER, 1 << 63),
+                Action::Enter(Some(Answer::INVALID)),
+            ),
+            (
+                2,
+                wait(FOREVER, u64::MAX),
+                Action::Enter(Some(Answer::INVALID)),
+            ),
         ],
     );
 }
@@ -117,7 +133,11 @@ fn a_console_write_answers_with_the_bytes_taken() {
             (0, Event::Start, Action::Enter(None)),
             (1, Event::ConsoleWrite, Action::Write { until: None }),
             (2, Event::Interrupted, Action::Write { until: None }),
-            (3, Event::Written { bytes: 5 }, Action::Enter(Some(Answer::ok(5)))),
+            (
+                3,
+                Event::Written { bytes: 5 },
+                Action::Enter(Some(Answer::ok(5))),
+            ),
         ],
     );
 }
@@ -137,7 +157,10 @@ fn a_closed_console_ends_the_task() {
 #[test]
 fn a_guest_that_never_asked_to_be_told_is_stopped_at_once() {
     let stop = Event::Stop(Stop::Interrupt);
-    let running = [(0, Event::Start, Action::Enter(None)), (1, stop, stopped(Stop::Interrupt))];
+    let running = [
+        (0, Event::Start, Action::Enter(None)),
+        (1, stop, stopped(Stop::Interrupt)),
+    ];
     play(None, &running);
     play(
         None,
@@ -181,7 +204,11 @@ fn a_guest_stopped_between_two_waits_is_told_at_the_next() {
             (1, wait(Some(ms(1)), STOP), ready(Interest::TIMER)),
             (2, Event::Stop(Stop::Terminate), Action::Enter(None)),
             (3, wait(FOREVER, STOP), ready(Interest::STOP)),
-            (4, Event::Exit { status: 0 }, Action::End(Outcome::Exited { status: 0 })),
+            (
+                4,
+                Event::Exit { status: 0 },
+                Action::End(Outcome::Exited { status: 0 }),
+            ),
         ],
     );
 }
@@ -206,8 +233,18 @@ fn the_time_limit_ends_a_task_in_every_state() {
     let start = (0, Event::Start, Action::Enter(None));
     play(limit, &[start, late]);
     play(limit, &[start, (1, wait(FOREVER, STOP), park(limit)), late]);
-    play(limit, &[start, (1, wait(Some(ms(900)), 0), park(limit)), late]);
-    play(limit, &[start, (1, Event::ConsoleWrite, Action::Write { until: limit }), late]);
+    play(
+        limit,
+        &[start, (1, wait(Some(ms(900)), 0), park(limit)), late],
+    );
+    play(
+        limit,
+        &[
+            start,
+            (1, Event::ConsoleWrite, Action::Write { until: limit }),
+            late,
+        ],
+    );
 }
 
 #[test]
@@ -216,7 +253,11 @@ fn a_guest_that_exits_at_its_limit_has_exited() {
         Some(ms(100)),
         &[
             (0, Event::Start, Action::Enter(None)),
-            (100, Event::Exit { status: 0 }, Action::End(Outcome::Exited { status: 0 })),
+            (
+                100,
+                Event::Exit { status: 0 },
+                Action::End(Outcome::Exited { status: 0 }),
+            ),
         ],
     );
 }

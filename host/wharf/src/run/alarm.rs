@@ -1,12 +1,12 @@
 //! The timer that gets a thread out of its guest.
 
+use std::time::Duration;
+
 use nix::sys::signal::{SigEvent, SigevNotify, Signal};
 use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
-use std::time::Duration;
-use wharf_model::Instant;
 
 use super::{RunError, refused};
 
@@ -14,35 +14,28 @@ use super::{RunError, refused};
 /// never lost: it ends `KVM_RUN` also when it comes just before it.
 pub(super) const SIGNAL: Signal = Signal::SIGALRM;
 
-/// A timer that signals this thread at a moment. Made when first needed: most
-/// runs have no time limit.
+/// A timer that signals this thread. Made when first needed: many runs never
+/// wait and have no time limit.
+///
+/// It is never disarmed. It may ring when nobody needs it any more, or a little
+/// early by the guest's clock; who hears it looks at that clock and goes on.
 #[derive(Default)]
 pub(super) struct Alarm {
     timer: Option<Timer>,
-    set: Option<Instant>,
 }
 
 impl Alarm {
-    /// Rings at `at`, or not at all. Costs nothing when it stays as it is.
-    pub(super) fn set(&mut self, at: Option<Instant>) -> Result<(), RunError> {
-        if self.set == at {
-            return Ok(());
-        }
-        self.set = at;
-        let Some(at) = at else {
-            self.timer = None;
-            return Ok(());
-        };
-        let mut timer = match self.timer.take() {
+    /// Rings when `left` is over, instead of whenever it was to ring before.
+    pub(super) fn set(&mut self, left: Duration) -> Result<(), RunError> {
+        let timer = match &mut self.timer {
             Some(timer) => timer,
-            None => new_timer()?,
+            none => none.insert(new_timer()?),
         };
-        let at = TimeSpec::from_duration(Duration::from_nanos(at.as_nanos()));
+        // Zero would disarm it.
+        let left = TimeSpec::from_duration(left.max(Duration::from_nanos(1)));
         timer
-            .set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
-            .map_err(refused("to set a timer"))?;
-        self.timer = Some(timer);
-        Ok(())
+            .set(Expiration::OneShot(left), TimerSetTimeFlags::empty())
+            .map_err(refused("to set a timer"))
     }
 }
 

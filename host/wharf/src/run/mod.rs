@@ -11,7 +11,6 @@ mod signals;
 
 use std::time::Duration;
 
-use nix::time::{ClockId, clock_gettime};
 use wharf_abi::hypercall::FOREVER;
 use wharf_machine::image::Image;
 use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
@@ -83,7 +82,7 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
     let signals = Signals::block()?;
     let hypervisor = Hypervisor::open()?;
     let machine = Machine::boot(&hypervisor, image, &config.boot)?;
-    let limit = config.limit.map(|limit| now().after(limit));
+    let limit = config.limit.map(|limit| now(&machine).after(limit));
     Foreground {
         image,
         machine,
@@ -97,10 +96,10 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
     .run()
 }
 
-/// The host's monotonic clock.
-fn now() -> Instant {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    Instant::from_nanos(time.as_nanos().try_into().unwrap_or(u64::MAX))
+/// The guest's clock is the only one here: a deadline then is what the guest
+/// takes it for, however the TSC and the kernel's clock drift apart.
+fn now(machine: &Machine) -> Instant {
+    Instant::from_nanos(machine.monotonic_ns())
 }
 
 struct Foreground<'a> {
@@ -119,9 +118,9 @@ impl Foreground<'_> {
     fn run(mut self) -> Result<Finished, RunError> {
         let mut event = Event::Start;
         loop {
-            event = match self.task.handle(now(), event) {
+            event = match self.task.handle(now(&self.machine), event) {
                 Action::Enter(answer) => {
-                    self.alarm.set(self.task.alarm())?;
+                    self.set_alarm(self.task.alarm())?;
                     let exit = self.machine.enter(answer)?;
                     self.take(exit)?
                 }
@@ -137,7 +136,8 @@ impl Foreground<'_> {
         match exit {
             Exit::Call(Call::Exit { status }) => Ok(Event::Exit { status }),
             Exit::Call(Call::Wait { deadline_ns, interest }) => {
-                let deadline = self.host_time(deadline_ns);
+                let deadline =
+                    (deadline_ns != FOREVER).then(|| Instant::from_nanos(deadline_ns));
                 Ok(Event::Wait { deadline, interest })
             }
             Exit::Call(Call::ConsoleWrite(slice)) => match self.machine.read_user(slice) {
@@ -158,30 +158,28 @@ impl Foreground<'_> {
         Event::Fault
     }
 
-    /// A deadline on the guest's clock as a moment of the host's.
-    fn host_time(&self, deadline_ns: u64) -> Option<Instant> {
-        if deadline_ns == FOREVER {
-            return None;
+    fn set_alarm(&mut self, at: Option<Instant>) -> Result<(), RunError> {
+        match at {
+            Some(at) => self.alarm.set(at.since(now(&self.machine))),
+            None => Ok(()),
         }
-        let left = deadline_ns.saturating_sub(self.machine.monotonic_ns());
-        Some(now().after(Duration::from_nanos(left)))
     }
 
-    fn park(&self, until: Option<Instant>) -> Result<Event, RunError> {
-        let left = until.map(|until| until.since(now()));
-        match self.signals.wait(None, left)? {
+    fn park(&mut self, until: Option<Instant>) -> Result<Event, RunError> {
+        self.set_alarm(until)?;
+        match self.signals.wait(None)? {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),
-            Wake::Ready | Wake::Timeout => Ok(Event::Interrupted),
+            Wake::Ready | Wake::Alarm => Ok(Event::Interrupted),
         }
     }
 
     /// Writes without ever blocking: a reader that is slow slows the guest, and
     /// ctrl-C still works.
-    fn write(&self, until: Option<Instant>) -> Result<Event, RunError> {
-        let left = until.map(|until| until.since(now()));
-        match self.signals.wait(Some(self.console.fd()), left)? {
+    fn write(&mut self, until: Option<Instant>) -> Result<Event, RunError> {
+        self.set_alarm(until)?;
+        match self.signals.wait(Some(self.console.fd()))? {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),
-            Wake::Timeout => Ok(Event::Interrupted),
+            Wake::Alarm => Ok(Event::Interrupted),
             Wake::Ready => match self.console.write(&self.pending) {
                 Written::Bytes(bytes) => Ok(Event::Written { bytes }),
                 Written::Later => Ok(Event::Interrupted),

@@ -1,12 +1,10 @@
 //! The signals that end a task, taken when there is time for them.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::time::TimeSpec;
 use wharf_model::Stop;
 
 use super::{RunError, alarm, refused};
@@ -26,8 +24,8 @@ pub(super) enum Wake {
     Stop(Stop),
     /// The file can be written.
     Ready,
-    /// The time is over, or the alarm rang.
-    Timeout,
+    /// The alarm rang.
+    Alarm,
 }
 
 impl Signals {
@@ -57,18 +55,13 @@ impl Signals {
         Ok(None)
     }
 
-    /// Sleeps until a signal comes, `writable` can be written, or `timeout` is over.
-    pub(super) fn wait(
-        &self,
-        writable: Option<BorrowedFd<'_>>,
-        timeout: Option<Duration>,
-    ) -> Result<Wake, RunError> {
+    /// Sleeps until a signal comes, the alarm among them, or `writable` can be
+    /// written. Poll's own time-out would be up to 0.1 % late; the alarm is not.
+    pub(super) fn wait(&self, writable: Option<BorrowedFd<'_>>) -> Result<Wake, RunError> {
         let mut fds = vec![PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
         fds.extend(writable.map(|fd| PollFd::new(fd, PollFlags::POLLOUT)));
-        let timeout = timeout.map(TimeSpec::from_duration);
-        match ppoll(&mut fds, timeout, None) {
-            Ok(0) | Err(nix::Error::EINTR) => return Ok(Wake::Timeout),
-            Ok(_) => {}
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
             Err(e) => return Err(refused("to poll")(e)),
         }
         if let Some(stop) = self.take()? {
@@ -76,6 +69,6 @@ impl Signals {
         }
         // An error or hang-up is for the write to find.
         let ready = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true));
-        Ok(if ready { Wake::Ready } else { Wake::Timeout })
+        Ok(if ready { Wake::Ready } else { Wake::Alarm })
     }
 }
