@@ -1,0 +1,106 @@
+//! The real `wharf` binary and the real example guests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+/// The repository's root.
+#[must_use]
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("/"))
+}
+
+/// The binary, built once per test process in the profile of the tests.
+///
+/// # Panics
+///
+/// When it does not build.
+#[must_use]
+pub fn wharf_path() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(root()).args([
+            "build",
+            "--quiet",
+            "--package",
+            "wharf",
+            "--bin",
+            "wharf",
+        ]);
+        if !cfg!(debug_assertions) {
+            cargo.arg("--release");
+        }
+        let status = cargo.stdin(Stdio::null()).status().expect("cargo runs");
+        assert!(status.success(), "wharf builds");
+        // This test is at <target>/<profile>/deps/<test>.
+        let test = std::env::current_exe().expect("a test is a program");
+        let profile = test
+            .ancestors()
+            .nth(2)
+            .expect("a test is in a target directory");
+        profile.join("wharf")
+    })
+}
+
+/// The binary with these arguments, in the repository's root.
+#[must_use]
+pub fn wharf<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(wharf_path());
+    command
+        .current_dir(root())
+        .args(args)
+        .stdin(Stdio::null())
+        .env_remove("RUST_LOG")
+        .env_remove("NO_COLOR");
+    command
+}
+
+/// An example unikernel, built by `wharf build`.
+///
+/// # Panics
+///
+/// When it does not build.
+#[must_use]
+pub fn app(name: &str) -> PathBuf {
+    let output = output(&mut wharf(["build", &format!("guest-kernel/apps#{name}")]));
+    assert_eq!(output.status, 0, "{}", output.stderr);
+    PathBuf::from(output.stdout.trim_end())
+}
+
+/// What a command printed and how it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Printed {
+    /// Exit status; 128 + the signal's number when a signal ended it.
+    pub status: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+///
+/// When it does not start.
+#[must_use]
+pub fn output(command: &mut Command) -> Printed {
+    printed(command.output().expect("the command starts"))
+}
+
+/// Makes text of what a command printed.
+#[must_use]
+pub fn printed(output: Output) -> Printed {
+    use std::os::unix::process::ExitStatusExt;
+    let status = output.status;
+    Printed {
+        status: status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
