@@ -22,11 +22,10 @@ const PAGE_FAULT: u8 = 14;
 const DATA: u64 = 0x50_0000;
 const RODATA: u64 = 0x60_0000;
 
-type Attack = (
-    &'static str,
-    fn(&mut CodeAssembler) -> Result<(), IcedError>,
-    &'static [u8],
-);
+/// Writes instructions.
+type Write = fn(&mut CodeAssembler) -> Result<(), IcedError>;
+
+type Attack = (&'static str, Write, &'static [u8]);
 
 /// Runs an attack and says what exception, if any, stopped it.
 fn stopped_by(kvm: &Hypervisor, attack: &Attack) -> Result<Exception, End> {
@@ -327,8 +326,7 @@ fn every_privileged_instruction_is_refused() {
 #[test]
 fn a_hypercall_to_kvm_is_refused() {
     let Some(kvm) = kvm() else { return };
-    let ways: [fn(&mut CodeAssembler) -> Result<(), IcedError>; 2] =
-        [|a| a.vmcall(), |a| a.vmmcall()];
+    let ways: [Write; 2] = [|a| a.vmcall(), |a| a.vmmcall()];
     for number in [0, 1, 5, 11, 0x4000_0000, 0x1708_8300, u64::MAX] {
         for write in ways {
             let code = assemble(|a| {
@@ -437,7 +435,7 @@ fn every_port_outside_the_list_is_closed() {
 #[test]
 fn every_width_and_direction_at_every_port_near_the_list_is_refused() {
     let Some(kvm) = kvm() else { return };
-    let ways: [(&str, fn(&mut CodeAssembler) -> Result<(), IcedError>); 8] = [
+    let ways: [(&str, Write); 8] = [
         ("out 16", |a| a.out(dx, ax)),
         ("out 32", |a| a.out(dx, eax)),
         ("in 8", |a| a.in_(al, dx)),
@@ -550,7 +548,7 @@ fn a_pointer_is_good_when_all_its_bytes_are_the_guests() {
 #[test]
 fn segment_tables_may_be_looked_at_but_tell_nothing_that_helps() {
     let Some(kvm) = kvm() else { return };
-    let reads: [(&str, fn(&mut CodeAssembler) -> Result<(), IcedError>); 4] = [
+    let reads: [(&str, Write); 4] = [
         ("sgdt", |a| a.sgdt(fword_ptr(DATA))),
         ("sidt", |a| a.sidt(fword_ptr(DATA))),
         ("str", |a| a.str(bx)),

@@ -14,8 +14,6 @@
 
 use wharf_abi::Hypercall;
 
-use crate::memory::PAGE;
-
 /// Selector of 64-bit user code, with RPL 3 (Intel SDM vol. 3 §3.4.2).
 pub(crate) const USER_CODE: u16 = 0x20 | 3;
 /// Selector of user data, with RPL 3.
@@ -27,23 +25,29 @@ const KERNEL_CODE: u16 = 0x08;
 /// Where a fault stub reports. Not in the I/O bitmap, so CPL 3 cannot fake it.
 pub(crate) const FAULT_PORT: u16 = 0xF0;
 
-const GDT_AT: usize = 0x000;
-const TSS_AT: usize = 0x080;
-const IDT_AT: usize = 0x200;
-const STUBS_AT: usize = 0x400;
-const STUB_LEN: usize = 16;
-const VECTORS: usize = 32;
+const GDT_AT: u16 = 0x000;
+const TSS_AT: u16 = 0x080;
+const IDT_AT: u16 = 0x200;
+const STUBS_AT: u16 = 0x400;
+const END: u16 = 0x600;
+
+const GDT_LEN: u16 = 7 * 8;
+const GATE_LEN: u16 = 16;
+const STUB_LEN: u16 = 16;
+const VECTORS: u16 = 32;
 
 /// Size of a 64-bit TSS before its I/O bitmap (SDM vol. 3 §8.7), which is also
 /// the I/O map base.
 const TSS_LEN: u16 = 0x68;
 /// The bitmap covers ports 0 to 0xFF; all above lie outside the TSS limit.
 const BITMAP_LEN: u16 = 32;
+/// The bitmap is followed by a byte of ones, which the limit includes.
+const TSS_LIMIT: u16 = TSS_LEN + BITMAP_LEN;
 
-const _: () = assert!(GDT_AT + 0x38 <= TSS_AT);
-const _: () = assert!(TSS_AT + TSS_LEN as usize + BITMAP_LEN as usize + 1 <= IDT_AT);
-const _: () = assert!(IDT_AT + VECTORS * 16 <= STUBS_AT);
-const _: () = assert!(STUBS_AT + VECTORS * STUB_LEN <= PAGE as usize);
+const _: () = assert!(GDT_AT + GDT_LEN <= TSS_AT);
+const _: () = assert!(TSS_AT + TSS_LIMIT < IDT_AT);
+const _: () = assert!(IDT_AT + VECTORS * GATE_LEN <= STUBS_AT);
+const _: () = assert!(STUBS_AT + VECTORS * STUB_LEN <= END);
 
 /// Base and limit of a descriptor table, as the CPU's registers hold them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,66 +68,59 @@ impl SystemPage {
     /// Lays the page out for address `at`, with exceptions pushed below
     /// `fault_stack_top`.
     pub(crate) fn new(at: u64, fault_stack_top: u64) -> Self {
-        let tss_base = at.saturating_add(TSS_AT as u64);
-        let tss_limit = TSS_LEN.saturating_add(BITMAP_LEN);
-        let mut page = PageWriter::new();
+        let table = |offset, limit| Table {
+            base: at.saturating_add(u64::from(offset)),
+            limit,
+        };
+        let gdt = table(GDT_AT, GDT_LEN.saturating_sub(1));
+        let tss = table(TSS_AT, TSS_LIMIT);
+        let idt = table(IDT_AT, VECTORS.saturating_mul(GATE_LEN).saturating_sub(1));
 
-        page.put(GDT_AT, &gdt(tss_base, tss_limit));
-        page.put(TSS_AT, &tss(fault_stack_top));
+        let mut bytes = vec![0; usize::from(END)];
+        put(&mut bytes, GDT_AT, &gdt_of(tss));
+        put(&mut bytes, TSS_AT, &tss_of(fault_stack_top));
         for vector in 0..VECTORS {
-            let stub = STUBS_AT.saturating_add(vector.saturating_mul(STUB_LEN));
-            let gate = gate(vector, at.saturating_add(stub as u64));
-            page.put(IDT_AT.saturating_add(vector.saturating_mul(16)), &gate);
+            let stub = stub_at(vector);
+            let gate_at = IDT_AT.saturating_add(vector.saturating_mul(GATE_LEN));
+            let handler = at.saturating_add(u64::from(stub));
+            put(&mut bytes, gate_at, &gate(vector, handler));
             // out FAULT_PORT, al; hlt
-            page.put(stub, &[0xE6, FAULT_PORT.to_le_bytes()[0], 0xF4]);
+            put(&mut bytes, stub, &[0xE6, FAULT_PORT.to_le_bytes()[0], 0xF4]);
         }
         Self {
-            bytes: page.0,
-            gdt: Table {
-                base: at.saturating_add(GDT_AT as u64),
-                limit: 0x37,
-            },
-            idt: Table {
-                base: at.saturating_add(IDT_AT as u64),
-                limit: 0x1FF,
-            },
-            tss: Table {
-                base: tss_base,
-                limit: tss_limit,
-            },
+            bytes,
+            gdt,
+            idt,
+            tss,
         }
     }
 
     /// Which vector's stub is at `rip`, in a system page at `at`. KVM reports
     /// the `out` with RIP at it or behind it.
     pub(crate) fn vector_of_stub(at: u64, rip: u64) -> Option<u8> {
-        let offset = rip.checked_sub(at.checked_add(STUBS_AT as u64)?)?;
-        let vector = offset.checked_div(STUB_LEN as u64)?;
+        let offset = u16::try_from(rip.checked_sub(at)?).ok()?;
+        let vector = offset.checked_sub(STUBS_AT)?.checked_div(STUB_LEN)?;
         u8::try_from(vector)
             .ok()
-            .filter(|&v| usize::from(v) < VECTORS)
+            .filter(|&v| u16::from(v) < VECTORS)
     }
 }
 
-struct PageWriter(Vec<u8>);
+const fn stub_at(vector: u16) -> u16 {
+    STUBS_AT.saturating_add(vector.saturating_mul(STUB_LEN))
+}
 
-impl PageWriter {
-    fn new() -> Self {
-        Self(vec![0; PAGE as usize])
-    }
-
-    /// The offsets are this module's constants, checked above at compile time.
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        let end = at.saturating_add(bytes.len());
-        if let Some(place) = self.0.get_mut(at..end) {
-            place.copy_from_slice(bytes);
-        }
+/// The offsets are this module's constants, checked above at compile time.
+fn put(page: &mut [u8], at: u16, bytes: &[u8]) {
+    let at = usize::from(at);
+    if let Some(place) = page.get_mut(at..at.saturating_add(bytes.len())) {
+        place.copy_from_slice(bytes);
     }
 }
 
 /// Descriptors with their accessed bits set, so that the CPU never writes to
 /// the page (SDM vol. 3 §3.4.5.1).
-fn gdt(tss_base: u64, tss_limit: u16) -> Vec<u8> {
+fn gdt_of(tss: Table) -> Vec<u8> {
     const KERNEL_CODE_64: u64 = 0x00AF_9B00_0000_FFFF;
     const KERNEL_DATA: u64 = 0x00CF_9300_0000_FFFF;
     const USER_DATA: u64 = 0x00CF_F300_0000_FFFF;
@@ -131,10 +128,10 @@ fn gdt(tss_base: u64, tss_limit: u16) -> Vec<u8> {
     const TSS_BUSY: u64 = 0x0000_8B00_0000_0000;
 
     let tss_low = TSS_BUSY
-        | u64::from(tss_limit)
-        | (tss_base & 0xFF_FFFF) << 16
-        | (tss_base >> 24 & 0xFF) << 56;
-    let tss_high = tss_base >> 32;
+        | u64::from(tss.limit)
+        | (tss.base & 0xFF_FFFF) << 16
+        | (tss.base >> 24 & 0xFF) << 56;
+    let tss_high = tss.base >> 32;
     [
         0,
         KERNEL_CODE_64,
@@ -149,32 +146,28 @@ fn gdt(tss_base: u64, tss_limit: u16) -> Vec<u8> {
     .collect()
 }
 
-fn tss(fault_stack_top: u64) -> Vec<u8> {
+fn tss_of(fault_stack_top: u64) -> Vec<u8> {
     let mut tss = vec![0; usize::from(TSS_LEN)];
-    let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(place) = tss.get_mut(at..at.saturating_add(bytes.len())) {
-            place.copy_from_slice(bytes);
-        }
-    };
-    put(0x04, &fault_stack_top.to_le_bytes()); // RSP0
-    put(0x24, &fault_stack_top.to_le_bytes()); // IST1
-    put(0x66, &TSS_LEN.to_le_bytes()); // I/O map base
+    put(&mut tss, 0x04, &fault_stack_top.to_le_bytes()); // RSP0
+    put(&mut tss, 0x24, &fault_stack_top.to_le_bytes()); // IST1
+    put(&mut tss, 0x66, &TSS_LEN.to_le_bytes()); // I/O map base
 
-    // A set bit forbids its port. One more byte of ones must follow the map.
-    let mut bitmap = vec![0xFF; usize::from(BITMAP_LEN).saturating_add(1)];
+    // A set bit forbids its port.
+    let mut bitmap = vec![0xFF; usize::from(BITMAP_LEN)];
     for call in Hypercall::IMPLEMENTED {
-        let port = usize::from(call.port());
-        if let Some(byte) = bitmap.get_mut(port / 8) {
+        let port = call.port();
+        if let Some(byte) = bitmap.get_mut(usize::from(port / 8)) {
             *byte &= !(1 << (port % 8));
         }
     }
     tss.extend(bitmap);
+    tss.push(0xFF);
     tss
 }
 
 /// A 64-bit interrupt gate on IST1 (SDM vol. 3 §6.14.1). `int3` and `into` may
 /// be raised from CPL 3, so that they report as themselves.
-fn gate(vector: usize, handler: u64) -> [u8; 16] {
+fn gate(vector: u16, handler: u64) -> [u8; 16] {
     let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
     let low = handler & 0xFFFF
         | u64::from(KERNEL_CODE) << 16
@@ -193,18 +186,17 @@ fn gate(vector: usize, handler: u64) -> [u8; 16] {
 mod tests {
     use wharf_abi::Hypercall;
 
-    use super::{STUBS_AT, SystemPage, TSS_AT, TSS_LEN};
+    use super::{IDT_AT, STUBS_AT, SystemPage, TSS_AT, TSS_LEN};
 
     const AT: u64 = 0x1234_5678_9000;
 
     #[test]
     fn the_bitmap_opens_the_hypercall_ports_and_no_other() {
         let page = SystemPage::new(AT, 0);
-        let map = TSS_AT + usize::from(TSS_LEN);
-        for port in 0..256 {
-            let open = page.bytes[map + port / 8] & 1 << (port % 8) == 0;
-            let call = Hypercall::from_port(port.try_into().unwrap());
-            assert_eq!(open, call.is_some(), "port {port:#x}");
+        let map = usize::from(TSS_AT + TSS_LEN);
+        for port in 0..256_u16 {
+            let open = page.bytes[map + usize::from(port / 8)] & 1 << (port % 8) == 0;
+            assert_eq!(open, Hypercall::from_port(port).is_some(), "port {port:#x}");
         }
         assert_eq!(page.bytes[map + 32], 0xFF);
         assert_eq!(page.tss.limit, 0x68 + 32);
@@ -212,12 +204,13 @@ mod tests {
 
     #[test]
     fn a_stub_tells_its_vector_before_and_behind_the_out() {
+        let stubs = AT + u64::from(STUBS_AT);
         for vector in 0..32 {
-            let stub = AT + STUBS_AT as u64 + u64::from(vector) * 16;
+            let stub = stubs + u64::from(vector) * 16;
             assert_eq!(SystemPage::vector_of_stub(AT, stub), Some(vector));
             assert_eq!(SystemPage::vector_of_stub(AT, stub + 2), Some(vector));
         }
-        for rip in [0, AT, AT + STUBS_AT as u64 - 1, AT + 0x600, u64::MAX] {
+        for rip in [0, AT, stubs - 1, stubs + 512, AT + (1 << 40), u64::MAX] {
             assert_eq!(SystemPage::vector_of_stub(AT, rip), None, "{rip:#x}");
         }
     }
@@ -225,8 +218,8 @@ mod tests {
     #[test]
     fn a_gate_points_at_its_stub() {
         let page = SystemPage::new(AT, 0);
-        for vector in 0..32_usize {
-            let gate = &page.bytes[0x200 + vector * 16..][..16];
+        for vector in 0..32_u16 {
+            let gate = &page.bytes[usize::from(IDT_AT + vector * 16)..][..16];
             let word = |at: usize, len: usize| {
                 gate[at..at + len]
                     .iter()
@@ -234,7 +227,7 @@ mod tests {
                     .fold(0_u64, |n, &b| n << 8 | u64::from(b))
             };
             let handler = word(0, 2) | word(6, 2) << 16 | word(8, 4) << 32;
-            assert_eq!(handler, AT + STUBS_AT as u64 + vector as u64 * 16);
+            assert_eq!(handler, AT + u64::from(STUBS_AT + vector * 16));
             assert_eq!(word(2, 2), 0x08);
             assert_eq!(gate[4], 1, "IST1");
             assert_eq!(gate[5], if matches!(vector, 3 | 4) { 0xEE } else { 0x8E });

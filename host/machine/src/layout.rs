@@ -27,6 +27,8 @@
 //! sides: each page that a guest touches costs a fault in the host, and each
 //! page table a page of memory.
 
+use std::ops::Range;
+
 use wharf_abi::Span;
 
 use crate::image::{Access, Image, Placement};
@@ -158,8 +160,9 @@ impl<'a> Planner<'a> {
             Placement::Fixed => 0,
             Placement::Relocatable => {
                 let align = BASE_ALIGN.max(image.alignment());
-                let choices = (BASE_MAX.saturating_sub(BASE_MIN) / align).max(1);
-                BASE_MIN.saturating_add((random % choices).saturating_mul(align))
+                let choices = BASE_MAX.saturating_sub(BASE_MIN).checked_div(align);
+                let choice = choices.and_then(|choices| random.checked_rem(choices));
+                BASE_MIN.saturating_add(choice.unwrap_or(0).saturating_mul(align))
             }
         };
         Self {
@@ -190,10 +193,12 @@ impl<'a> Planner<'a> {
         let stack = self.place(guard_end, stack_len, Access::ReadWrite, Owner::Guest)?;
 
         // How many tables the heap needs depends on where they end, so count
-        // them for the largest heap that could be.
+        // them for the largest heap that could be, and for one at least: then
+        // what a refusal says is needed is enough.
         let after_guard = stack.end().checked_add(PAGE)?;
         let tables_at = Gpa(self.gpa);
-        let largest = self.heap(after_guard, self.gpa, memory)?;
+        let some = self.gpa.checked_add(HUGE_PAGE)?;
+        let largest = self.heap(after_guard, self.gpa, memory.max(some))?;
         let tables_len = self.tables(tables_at, largest).len();
         let low_end = self.gpa.checked_add(tables_len)?;
 
@@ -237,11 +242,7 @@ impl<'a> Planner<'a> {
     fn place_image(&mut self) -> Option<()> {
         let relro = self.image.relro().unwrap_or(0..0);
         for segment in self.image.segments() {
-            let start = segment.addr / PAGE * PAGE;
-            let end = segment
-                .addr
-                .checked_add(segment.mem_len)?
-                .checked_next_multiple_of(PAGE)?;
+            let Range { start, end } = segment.pages();
             let cut = |at: u64| at.clamp(start, end);
             let (first, last) = (cut(relro.start), cut(relro.end));
             for (from, to, access) in [

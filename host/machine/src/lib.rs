@@ -21,6 +21,19 @@
 //! Policies, configuration, devices' backends, other guests, the terminal. All
 //! its `unsafe` is in `memory.rs`, `ioctl.rs` and `time.rs`.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::as_conversions,
+        clippy::arithmetic_side_effects,
+        reason = "a test may stop where it stands"
+    )
+)]
+
 pub mod fault;
 pub mod image;
 pub mod layout;

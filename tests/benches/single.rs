@@ -1,0 +1,208 @@
+//! One guest in one process: what it costs beside what it must cost.
+//!
+//! `cargo bench --bench single` prints ratios, each of two things measured
+//! alternately in the same run, and the goal of each. Machines differ and are
+//! noisy; ratios hold. Nothing here fails on a slow machine.
+
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use wharf_abi::Hypercall;
+use wharf_abi::hypercall::FOREVER;
+use wharf_tests::command::{app, output, wharf_path};
+use wharf_tests::elf::ElfBuilder;
+use wharf_tests::guest::{assemble, call, kvm};
+
+const ROUNDS: usize = 60;
+
+fn main() {
+    if kvm().is_none() {
+        return;
+    }
+    println!(
+        "{:<44} {:>12} {:>12} {:>8}  goal",
+        "", "wharf", "compared to", "ratio"
+    );
+    whole_process();
+    compute();
+    memory();
+    exits_per_wait();
+}
+
+fn row(what: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
+    println!("{what:<44} {ours:>12} {theirs:>12} {ratio:>8.3}  {goal}");
+}
+
+/// Start to exit of a prebuilt hello, beside the least that any KVM host does.
+fn whole_process() {
+    let hello = app("hello");
+    let mut floor = Command::new(env!("CARGO_BIN_EXE_floor"));
+    let mut ours = Command::new(wharf_path());
+    ours.arg("run").arg(&hello);
+    let (floor, ours) = alternate(ROUNDS, || wall(&mut floor), || wall(&mut ours));
+    let ratio = ours.as_secs_f64() / floor.as_secs_f64();
+    row(
+        "hello, whole process : KVM floor",
+        &micros(ours),
+        &micros(floor),
+        ratio,
+        "<= 1.5",
+    );
+}
+
+/// The loop of `spin`, timed by itself, in a guest and as a process.
+fn compute() {
+    let spin = app("spin");
+    let steps = "300000000";
+    let mut native = Command::new(env!("CARGO_BIN_EXE_native_spin"));
+    native.arg(steps);
+    let mut ours = Command::new(wharf_path());
+    ours.arg("run").arg(&spin).args(["--", steps]);
+    let (native, ours) = alternate(9, || elapsed(&mut native), || elapsed(&mut ours));
+    let ratio = native.as_secs_f64() / ours.as_secs_f64();
+    row(
+        "spin, native : guest",
+        &micros(ours),
+        &micros(native),
+        ratio,
+        ">= 0.99",
+    );
+}
+
+/// Resident memory of a process whose guest waits, without the guest's own pages.
+fn memory() {
+    const DATA: u64 = 0x50_0000;
+    let waits = assemble(|a| {
+        call(a, Hypercall::ConsoleWrite, DATA, 1)?;
+        call(a, Hypercall::Wait, FOREVER, 0)
+    });
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(
+        file.path(),
+        ElfBuilder::guest(&waits).data(DATA, b"x").build(),
+    )
+    .unwrap();
+    let mut child = Command::new(wharf_path())
+        .arg("run")
+        .arg(file.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (total, guest) = resident_kib(&maps);
+    let host = total - guest;
+    let mib = |kib: u64| format!("{:.2} MiB", kib as f64 / 1024.0);
+    row(
+        "host memory beside the guest's",
+        &mib(host),
+        "4 MiB",
+        host as f64 / 4096.0,
+        "<= 1",
+    );
+}
+
+/// Resident KiB in all, and in the mappings that are the guest's memory: the
+/// 34 MiB reservation that holds it, cut in three by its advice.
+fn resident_kib(smaps: &str) -> (u64, u64) {
+    let (mut total, mut guest, mut in_guest) = (0, 0, false);
+    let mut last_end = 0;
+    for line in smaps.lines() {
+        let number = |text: &str| {
+            text.split_whitespace()
+                .nth(1)
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0)
+        };
+        if let Some((start, rest)) = line.split_once('-')
+            && let Ok(start) = u64::from_str_radix(start, 16)
+        {
+            let end = rest
+                .split(' ')
+                .next()
+                .and_then(|end| u64::from_str_radix(end, 16).ok())
+                .unwrap_or(0);
+            let anonymous = line.split_whitespace().nth(4) == Some("0") && !line.contains('[');
+            let neighbour = in_guest && start == last_end;
+            in_guest = anonymous && (end - start >= 2 << 20 || neighbour);
+            last_end = end;
+        } else if line.starts_with("Rss:") {
+            total += number(line);
+            guest += if in_guest { number(line) } else { 0 };
+        }
+    }
+    (total, guest)
+}
+
+/// An async guest's waits, and how often it left the guest for them.
+fn exits_per_wait() {
+    let waits = 200;
+    let printed = output(
+        Command::new(wharf_path())
+            .args(["run", "--stats"])
+            .arg(app("sleep"))
+            .args(["--", "1", &waits.to_string(), "1"]),
+    );
+    // One line for each round and one at the end, one exit each, and the last exit.
+    let lines = printed.stdout.lines().count();
+    let exits: usize = printed
+        .stderr
+        .split_whitespace()
+        .skip_while(|word| *word != "exits")
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .expect("--stats tells the exits");
+    let per_wait = (exits - lines - 1) as f64 / f64::from(waits);
+    row(
+        "exits for each wait of an async task",
+        &format!("{exits} exits"),
+        "1",
+        per_wait,
+        "= 1",
+    );
+}
+
+/// Medians of two measurements taken in turn.
+fn alternate(
+    rounds: usize,
+    mut first: impl FnMut() -> Duration,
+    mut second: impl FnMut() -> Duration,
+) -> (Duration, Duration) {
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        a.push(first());
+        b.push(second());
+    }
+    a.sort_unstable();
+    b.sort_unstable();
+    (a[rounds / 2], b[rounds / 2])
+}
+
+/// Wall time of a command that must succeed.
+fn wall(command: &mut Command) -> Duration {
+    command.stdout(Stdio::null());
+    let start = Instant::now();
+    let status = command.status().expect("the command starts");
+    let elapsed = start.elapsed();
+    assert!(status.success(), "{command:?}: {status}");
+    elapsed
+}
+
+/// The time that `spin` says it took.
+fn elapsed(command: &mut Command) -> Duration {
+    let printed = output(command);
+    let ns = printed
+        .stdout
+        .split_whitespace()
+        .last()
+        .and_then(|ns| ns.parse().ok());
+    Duration::from_nanos(ns.expect("spin tells its time"))
+}
+
+fn micros(duration: Duration) -> String {
+    format!("{:.0} us", duration.as_secs_f64() * 1e6)
+}
