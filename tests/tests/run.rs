@@ -365,7 +365,13 @@ fn flood(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
 #[test]
 fn a_guest_that_asked_is_told_to_stop_and_may_finish() {
     let Some(_) = kvm() else { return };
-    let polite = says_so_and(|a| {
+    // The first wait, over at once, says that it wants to be told.
+    let asks = |a: &mut CodeAssembler| {
+        call(a, Hypercall::Wait, 0, Interest::STOP.bits())?;
+        call(a, Hypercall::ConsoleWrite, DATA, 1)
+    };
+    let polite = raw(|a| {
+        asks(a)?;
         call(a, Hypercall::Wait, FOREVER, Interest::STOP.bits())?;
         // Exit with the ready bits.
         a.mov(rdi, iced_x86::code_asm::rdx)?;
@@ -378,7 +384,8 @@ fn a_guest_that_asked_is_told_to_stop_and_may_finish() {
         i32::try_from(Interest::STOP.bits()).unwrap()
     );
 
-    let deaf = says_so_and(|a| {
+    let deaf = raw(|a| {
+        asks(a)?;
         let mut again = a.create_label();
         a.set_label(&mut again)?;
         call(a, Hypercall::Wait, FOREVER, Interest::STOP.bits())?;

@@ -9,10 +9,10 @@ use crate::memory::Gpa;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `/dev/kvm` did not open.
-    #[error("cannot open /dev/kvm: {0} (try `wharf doctor`)")]
+    #[error("cannot open /dev/kvm (try `wharf doctor`)")]
     Open(#[source] kvm_ioctls::Error),
     /// A KVM ioctl failed.
-    #[error("KVM could not {what}: {source}")]
+    #[error("KVM could not {what}")]
     Kvm {
         /// What was tried.
         what: &'static str,
@@ -32,7 +32,7 @@ pub enum Error {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// Guest memory could not be had.
-    #[error("cannot reserve {len} bytes of guest memory: {source}")]
+    #[error("cannot reserve {len} bytes of guest memory")]
     Memory {
         /// Bytes asked for.
         len: u64,
@@ -48,7 +48,7 @@ pub enum Error {
         len: usize,
     },
     /// No randomness for the guest's seed and addresses.
-    #[error("no random numbers from the kernel: {0}")]
+    #[error("no random numbers from the kernel")]
     Entropy(#[source] getrandom::Error),
 }
 

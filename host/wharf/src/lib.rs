@@ -6,7 +6,21 @@
 //! Start at [`cli`], then [`run`].
 
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::as_conversions,
+        clippy::arithmetic_side_effects
+    )
+)]
 
+pub mod build;
 pub mod cli;
+pub mod doctor;
 pub mod run;
+pub mod scaffold;
 pub mod units;

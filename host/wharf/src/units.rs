@@ -78,11 +78,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, UnitError> {
 
 fn split<'a>(text: &'a str, example: &'static str) -> Result<(&'a str, &'a str), UnitError> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
     let unit = unit.trim_start();
     if number.is_empty() || unit.is_empty() {
-        return Err(UnitError::NoUnit { text: text.to_owned(), example });
+        return Err(UnitError::NoUnit {
+            text: text.to_owned(),
+            example,
+        });
     }
     Ok((number, unit))
 }
@@ -92,7 +97,9 @@ fn product(text: &str, number: &str, factor: u64) -> Result<u64, UnitError> {
         .parse::<u64>()
         .ok()
         .and_then(|number| number.checked_mul(factor))
-        .ok_or_else(|| UnitError::TooLarge { text: text.to_owned() })
+        .ok_or_else(|| UnitError::TooLarge {
+            text: text.to_owned(),
+        })
 }
 
 #[cfg(test)]
@@ -120,10 +127,19 @@ mod tests {
             ("32", "\"32\" needs a number and a unit, such as 32MiB"),
             ("", "\"\" needs a number and a unit, such as 32MiB"),
             ("MiB", "\"MiB\" needs a number and a unit, such as 32MiB"),
-            ("-1MiB", "\"-1MiB\" needs a number and a unit, such as 32MiB"),
+            (
+                "-1MiB",
+                "\"-1MiB\" needs a number and a unit, such as 32MiB",
+            ),
             ("32MB", "\"MB\" is no unit: use B, KiB, MiB, GiB or TiB"),
-            ("1.5GiB", "\".5GiB\" is no unit: use B, KiB, MiB, GiB or TiB"),
-            ("99999999999999999999B", "\"99999999999999999999B\" is too large"),
+            (
+                "1.5GiB",
+                "\".5GiB\" is no unit: use B, KiB, MiB, GiB or TiB",
+            ),
+            (
+                "99999999999999999999B",
+                "\"99999999999999999999B\" is too large",
+            ),
             ("99999999999TiB", "\"99999999999TiB\" is too large"),
         ] {
             assert_eq!(parse_size(text).unwrap_err().to_string(), message);

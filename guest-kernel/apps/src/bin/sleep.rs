@@ -23,18 +23,23 @@ async fn main() -> ExitCode {
     };
 
     let running = Rc::new(Cell::new(tasks));
-    for name in 1..=tasks {
+    let nap = |name: u32| {
         let running = running.clone();
         let pause = Duration::from_millis(u64::from(ms) * u64::from(name));
-        task::spawn(async move {
+        async move {
             for round in 1..=rounds {
                 sleep(name, round, pause).await;
             }
             running.set(running.get() - 1);
-        });
+        }
+    };
+    for name in 1..tasks {
+        task::spawn(nap(name));
     }
+    // The last sleeps longest, so it need not be looked for from outside.
+    nap(tasks).await;
     while running.get() > 0 {
-        Timer::after_millis(u64::from(ms.max(1))).await;
+        Timer::after_millis(1).await;
     }
     println!("all awake");
     ExitCode::SUCCESS

@@ -9,6 +9,7 @@ mod alarm;
 mod console;
 mod signals;
 
+use std::fmt;
 use std::time::Duration;
 
 use wharf_abi::hypercall::FOREVER;
@@ -36,6 +37,37 @@ pub struct Finished {
     pub outcome: Outcome,
     /// Several printable lines, when the guest faulted.
     pub report: Option<String>,
+    /// What the run consisted of.
+    pub stats: Stats,
+}
+
+/// Counts over a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Times that the guest was left, for whatever reason.
+    pub exits: u64,
+    /// Of these, to wait.
+    pub waits: u64,
+    /// Of these, to write to the console.
+    pub writes: u64,
+    /// Of these, because of a signal or the alarm.
+    pub interruptions: u64,
+    /// From the first instruction to the end.
+    pub elapsed: Duration,
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "exits {} (waits {}, writes {}, interruptions {}) in {:.3} ms",
+            self.exits,
+            self.waits,
+            self.writes,
+            self.interruptions,
+            self.elapsed.as_secs_f64() * 1e3
+        )
+    }
 }
 
 /// The host could not run the task.
@@ -45,7 +77,7 @@ pub enum RunError {
     #[error(transparent)]
     Machine(#[from] Error),
     /// Signals, timers, polling.
-    #[error("the kernel refused {what}: {source}")]
+    #[error("the kernel refused {what}")]
     System {
         /// What was tried.
         what: &'static str,
@@ -53,9 +85,7 @@ pub enum RunError {
         source: nix::Error,
     },
     /// The image wants a device that nothing was given for.
-    #[error(
-        "image {image} wants the {kind} device {device:?}, and nothing is attached to it"
-    )]
+    #[error("image {image} wants the {kind} device {device:?}, and nothing is attached to it")]
     Device {
         /// The image's name.
         image: String,
@@ -92,6 +122,7 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
         task: Task::new(limit),
         pending: Vec::new(),
         report: None,
+        stats: Stats::default(),
     }
     .run()
 }
@@ -112,10 +143,12 @@ struct Foreground<'a> {
     /// The bytes of a console write that the model has not yet seen the end of.
     pending: Vec<u8>,
     report: Option<String>,
+    stats: Stats,
 }
 
 impl Foreground<'_> {
     fn run(mut self) -> Result<Finished, RunError> {
+        let start = now(&self.machine);
         let mut event = Event::Start;
         loop {
             event = match self.task.handle(now(&self.machine), event) {
@@ -126,28 +159,45 @@ impl Foreground<'_> {
                 }
                 Action::Park { until } => self.park(until)?,
                 Action::Write { until } => self.write(until)?,
-                Action::End(outcome) => return Ok(Finished { outcome, report: self.report }),
+                Action::End(outcome) => {
+                    self.stats.elapsed = now(&self.machine).since(start);
+                    return Ok(Finished {
+                        outcome,
+                        report: self.report,
+                        stats: self.stats,
+                    });
+                }
             };
         }
     }
 
     /// Turns an exit into what the model understands.
     fn take(&mut self, exit: Exit) -> Result<Event, RunError> {
+        count(&mut self.stats.exits);
         match exit {
             Exit::Call(Call::Exit { status }) => Ok(Event::Exit { status }),
-            Exit::Call(Call::Wait { deadline_ns, interest }) => {
-                let deadline =
-                    (deadline_ns != FOREVER).then(|| Instant::from_nanos(deadline_ns));
+            Exit::Call(Call::Wait {
+                deadline_ns,
+                interest,
+            }) => {
+                count(&mut self.stats.waits);
+                let deadline = (deadline_ns != FOREVER).then(|| Instant::from_nanos(deadline_ns));
                 Ok(Event::Wait { deadline, interest })
             }
-            Exit::Call(Call::ConsoleWrite(slice)) => match self.machine.read_user(slice) {
-                Ok(bytes) => {
-                    self.pending = bytes;
-                    Ok(Event::ConsoleWrite)
+            Exit::Call(Call::ConsoleWrite(slice)) => {
+                count(&mut self.stats.writes);
+                match self.machine.read_user(slice) {
+                    Ok(bytes) => {
+                        self.pending = bytes;
+                        Ok(Event::ConsoleWrite)
+                    }
+                    Err(fault) => Ok(self.fault(&fault)),
                 }
-                Err(fault) => Ok(self.fault(&fault)),
-            },
-            Exit::Interrupted => Ok(self.signals.take()?.map_or(Event::Interrupted, Event::Stop)),
+            }
+            Exit::Interrupted => {
+                count(&mut self.stats.interruptions);
+                Ok(self.signals.take()?.map_or(Event::Interrupted, Event::Stop))
+            }
             Exit::Fault(fault) => Ok(self.fault(&fault)),
         }
     }
@@ -187,6 +237,11 @@ impl Foreground<'_> {
             },
         }
     }
+}
+
+/// Counts one more; a guest cannot live long enough to reach the end.
+const fn count(counter: &mut u64) {
+    *counter = counter.saturating_add(1);
 }
 
 /// Names what was tried when the kernel refuses it.

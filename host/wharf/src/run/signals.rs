@@ -32,7 +32,12 @@ impl Signals {
     /// Blocks the signals. Programs that this thread starts would inherit that.
     pub(super) fn block() -> Result<Self, RunError> {
         let mut set = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, alarm::SIGNAL] {
+        for signal in [
+            Signal::SIGINT,
+            Signal::SIGTERM,
+            Signal::SIGHUP,
+            alarm::SIGNAL,
+        ] {
             set.add(signal);
         }
         set.thread_block().map_err(refused("to block signals"))?;

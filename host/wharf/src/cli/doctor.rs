@@ -1,0 +1,26 @@
+//! `wharf doctor`.
+
+use super::{REFUSED, output};
+use crate::doctor::{Facts, Table, examine, guests_run};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Print an array of {check, level, finding, advice}; level is ok, warning
+    /// or missing
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
+    let findings = examine(&Facts::gather());
+    let report = if args.json {
+        let mut json = serde_json::to_string_pretty(&findings)?;
+        json.push('\n');
+        json
+    } else {
+        Table::new(&findings, output::colour()).to_string()
+    };
+    output::print(report.as_bytes())?;
+    Ok(if guests_run(&findings) { 0 } else { REFUSED })
+}

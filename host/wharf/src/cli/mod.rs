@@ -1,0 +1,203 @@
+//! The command line: what it accepts, and how a command's end becomes an exit
+//! status.
+//!
+//! Each command is a file with its arguments and a `run` that returns an exit
+//! status. Results go to standard output by [`output::print`]; an error becomes
+//! one line on standard error here.
+
+mod build;
+mod doctor;
+mod new;
+mod output;
+mod run;
+
+use std::env;
+use std::process::ExitCode;
+
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use log::LevelFilter;
+
+use crate::build::Progress;
+
+/// Exit status of wharf's own refusals and errors.
+const REFUSED: u8 = 125;
+
+const AFTER_HELP: &str = "\
+Exit status: a guest's own; 139 after a fault of the guest's; 125 when wharf
+itself refuses or fails, with one line that says why; 2 for bad usage.
+
+Logs go to standard error, results to standard output. RUST_LOG, when set, says
+what is logged (see -v); NO_COLOR does away with colours.";
+
+/// Runs single-purpose ELF unikernels on KVM
+#[derive(Debug, Parser)]
+#[command(name = "wharf", version, max_term_width = 100, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    verbosity: Verbosity,
+}
+
+// A command's arguments are made when it is the one: `wharf run` is to be quick.
+// So what the list of commands shows stands here, and not with the arguments.
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum Command {
+    /// Run one unikernel in the foreground, its console on the terminal
+    ///
+    /// Needs no daemon and no root, only /dev/kvm. The exit status is the guest's.
+    Run(run::Args),
+    /// Build a unikernel, and print the path of its image
+    ///
+    /// Needs Rust 1.95 or later for the machine's own target, and nothing else. The
+    /// image goes to wharf/BIN.elf in the package's target directory, when it is one
+    /// that `wharf run` accepts.
+    Build(build::Args),
+    /// Make a package to start from
+    New(new::Args),
+    /// Tell what this machine can do for guests, and what to do about the rest
+    ///
+    /// Looks at KVM, runs a small guest, and looks at memory, clock, limits and the
+    /// tools that build guests. The exit status is 0 when guests can run here, 125
+    /// otherwise; a warning means that something is slower or will not work.
+    Doctor(doctor::Args),
+    /// Print a shell's completions for wharf
+    ///
+    /// Where they go depends on the shell, for example:
+    ///
+    ///   wharf completions bash > ~/.local/share/bash-completion/completions/wharf
+    ///   wharf completions fish > ~/.config/fish/completions/wharf.fish
+    #[command(verbatim_doc_comment)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// How much to say on standard error.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct Verbosity {
+    /// Say more: -v what is done, -vv details, -vvv everything
+    #[arg(short, long, global = true, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+    /// Say less: -q no warnings, -qq nothing but why wharf fails
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+}
+
+impl Verbosity {
+    fn level(self) -> LevelFilter {
+        match (self.verbose, self.quiet) {
+            (0, 0) => LevelFilter::Warn,
+            (0, 1) => LevelFilter::Error,
+            (0, _) => LevelFilter::Off,
+            (1, _) => LevelFilter::Info,
+            (2, _) => LevelFilter::Debug,
+            (_, _) => LevelFilter::Trace,
+        }
+    }
+
+    /// How much to show of a build that is not asked for by itself.
+    fn progress(self) -> Progress {
+        match (self.verbose, self.quiet) {
+            (0, 0) => Progress::Late,
+            (0, _) => Progress::Never,
+            (_, _) => Progress::Live,
+        }
+    }
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let Cli { command, verbosity } = Cli::parse();
+    start_log(verbosity.level());
+    let result = match command {
+        Command::Run(args) => run::run(args, verbosity.progress()),
+        Command::Build(args) => build::run(&args, verbosity.progress()),
+        Command::New(args) => new::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => completions(shell),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            output::complain(&output::one_line(&error));
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+/// RUST_LOG is more exact than any flag, so it wins.
+fn start_log(level: LevelFilter) {
+    let mut logger = env_logger::Builder::new();
+    match env::var("RUST_LOG") {
+        Ok(filters) if !filters.is_empty() => logger.parse_filters(&filters),
+        _ => logger.filter_level(level),
+    };
+    logger.init();
+}
+
+fn completions(shell: Shell) -> anyhow::Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "wharf", &mut script);
+    output::print(&script)?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+    use clap::{CommandFactory, Parser};
+
+    use super::{Cli, Command};
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_line_of_the_contract_is_accepted() {
+        for line in [
+            "wharf run http.elf",
+            "wharf run apps#http --memory 32MiB --timeout 5s --name web -- a --b",
+            "wharf -v run http.elf -v",
+            "wharf build apps#http --no-pie -q",
+            "wharf new guest x/demo",
+            "wharf doctor --json",
+            "wharf completions zsh",
+        ] {
+            Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn a_guests_arguments_are_its_own() {
+        let cli = Cli::try_parse_from(["wharf", "run", "a.elf", "--", "-v", "--", ""]).unwrap();
+        let Command::Run(args) = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(args.args, ["-v", "--", ""]);
+        assert_eq!(cli.verbosity.verbose, 0);
+    }
+
+    #[test]
+    fn bad_usage_is_refused() {
+        for (line, kind) in [
+            ("wharf", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("wharf run", ErrorKind::MissingRequiredArgument),
+            ("wharf run a.elf b", ErrorKind::UnknownArgument),
+            ("wharf run a.elf --memory 32", ErrorKind::ValueValidation),
+            ("wharf run a.elf --name a/b", ErrorKind::ValueValidation),
+            ("wharf -v -q doctor", ErrorKind::ArgumentConflict),
+            ("wharf new plugin x", ErrorKind::InvalidSubcommand),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert_eq!(error.kind(), kind, "{line}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! `wharf run`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::ValueHint;
+use wharf_machine::BootConfig;
+use wharf_machine::image::Image;
+use wharf_machine::layout::MEMORY_DEFAULT;
+use wharf_model::Outcome;
+
+use super::output;
+use crate::build::{BuildOptions, Progress, Source};
+use crate::run::{self, RunConfig};
+use crate::units;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wharf run hello.elf                      an image that is built
+  wharf run . -- world                     the package here, built when stale
+  wharf run guest-kernel/apps#spin         one binary of a package
+  wharf run --memory 64MiB --timeout 5s hello.elf
+
+Exit status: the guest's own; 139 after a fault, with a report on standard error;
+124 after the time limit; 128 + the number of the signal that ended it; 125 when
+wharf itself refuses or fails.")]
+pub(super) struct Args {
+    /// An ELF file, or a guest's source: DIR with a Cargo.toml, or DIR#BIN
+    #[arg(value_hint = ValueHint::AnyPath)]
+    image: PathBuf,
+
+    /// Memory of the guest, image included [default: 32MiB]
+    #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
+    memory: Option<u64>,
+
+    /// End the guest when it has run so long, such as 5s or 250ms
+    #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
+    timeout: Option<Duration>,
+
+    /// What messages call the task
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
+
+    /// Say at the end how often and why the guest was left
+    #[arg(long)]
+    stats: bool,
+
+    /// Arguments of the guest
+    #[arg(last = true)]
+    pub(super) args: Vec<OsString>,
+}
+
+/// Runs the command.
+pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
+    let guest_args = args
+        .args
+        .into_iter()
+        .map(text)
+        .collect::<anyhow::Result<_>>()?;
+    let options = BuildOptions {
+        position_independent: true,
+        progress,
+    };
+    let image = Image::open(&Source::find(&args.image)?.image_path(options)?)?;
+    let config = RunConfig {
+        boot: BootConfig {
+            memory: args.memory.unwrap_or(MEMORY_DEFAULT),
+            args: guest_args,
+            generation: 1,
+        },
+        limit: args.timeout,
+    };
+    let finished = run::run(&image, &config)?;
+    let complain = |what: &dyn std::fmt::Display| match &args.name {
+        Some(name) => output::complain(&format!("{name}: {what}")),
+        None => output::complain(&what.to_string()),
+    };
+    if let Some(report) = finished.report {
+        complain(&report);
+    }
+    if let Outcome::Stopped(stop) = finished.outcome {
+        complain(&stop);
+    }
+    if args.stats {
+        complain(&finished.stats);
+    }
+    Ok(finished.outcome.exit_status())
+}
+
+/// A guest's arguments are text by contract.
+fn text(arg: OsString) -> anyhow::Result<String> {
+    match arg.into_string() {
+        Ok(arg) => Ok(arg),
+        Err(arg) => bail!("argument {arg:?} is not UTF-8, which guests' arguments have to be"),
+    }
+}
+
+fn parse_name(name: &str) -> Result<String, &'static str> {
+    let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    if name.is_empty() || !name.chars().all(is_name_char) {
+        return Err("a name has letters, digits, - and _ only");
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use wharf_machine::layout::MEMORY_DEFAULT;
+
+    #[test]
+    fn the_help_tells_the_default_memory() {
+        assert_eq!(crate::units::parse_size("32MiB"), Ok(MEMORY_DEFAULT));
+    }
+}
