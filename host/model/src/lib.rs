@@ -9,8 +9,21 @@
 //! KVM, Wasm, a file. Start at [`task`].
 
 #![forbid(unsafe_code)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::as_conversions,
+        clippy::arithmetic_side_effects,
+        reason = "a test may stop where it stands"
+    )
+)]
 
 pub mod outcome;
+pub mod schedule;
 pub mod task;
 pub mod time;
 
