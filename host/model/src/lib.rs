@@ -22,6 +22,7 @@
     )
 )]
 
+pub mod cell;
 pub mod outcome;
 pub mod schedule;
 pub mod task;
