@@ -9,7 +9,7 @@ use wharf_abi::{BootPage, Hypercall, Manifest, Status};
 use wharf_machine::fault::{Cause, Direction};
 use wharf_machine::image::Image;
 use wharf_machine::memory::{HUGE_PAGE, PAGE};
-use wharf_machine::{BootConfig, Machine};
+use wharf_machine::{Args, ArgsError, BootConfig, Machine};
 use wharf_tests::elf::{ElfBuilder, R, W, X};
 use wharf_tests::guest::{End, assemble, call, exit, kvm, run, run_code};
 
@@ -158,8 +158,8 @@ fn arguments_stand_behind_the_boot_page() {
         exit(a, 0)
     });
     for args in [vec![], vec!["one"], vec!["", "ü", "three words here"]] {
-        let args: Vec<_> = args.into_iter().map(str::to_owned).collect();
         let expected: String = args.iter().map(|arg| format!("{arg}\0")).collect();
+        let args = Args::new(args).unwrap();
         let config = BootConfig {
             args,
             ..Default::default()
@@ -250,12 +250,12 @@ fn memory_of_every_size_boots_or_is_refused() {
                 assert_eq!(wharf_tests::guest::run_machine(machine).end, End::Exited(0));
             }
             Err(e) => assert!(
-                pages < 12 && e.to_string().contains("--memory"),
+                pages < 12 && e.to_string().contains("memory of"),
                 "{pages}: {e}"
             ),
         }
     }
-    for memory in [1, PAGE + 1, u64::MAX, (1 << 40) + PAGE] {
+    for memory in [1, PAGE + 1, u64::MAX, (1 << 36) + PAGE] {
         let config = BootConfig {
             memory,
             ..Default::default()
@@ -296,5 +296,39 @@ fn the_answer_to_a_call_is_what_the_guest_finds() {
     assert_eq!(
         exit,
         wharf_machine::Exit::Call(wharf_machine::Call::Exit { status: 0x15 })
+    );
+}
+
+#[test]
+fn arguments_that_the_boot_page_cannot_carry_are_refused() {
+    assert_eq!(Args::new(["a", "b\0c"]), Err(ArgsError::Nul { index: 2 }));
+    let len = 64 * 1024;
+    let long = "x".repeat(len - 1);
+    assert!(Args::new([&long]).is_ok());
+    assert_eq!(
+        Args::new([&long, ""]),
+        Err(ArgsError::TooLong {
+            len: len as u64 + 1
+        })
+    );
+}
+
+#[test]
+fn an_answer_that_does_not_fit_is_a_defect_and_changes_nothing() {
+    let Some(kvm) = kvm() else { return };
+    let code = assemble(|a| {
+        call(a, Hypercall::Wait, 0, 0)?;
+        exit(a, 4)
+    });
+    let image = Image::parse(ElfBuilder::guest(&code).build()).unwrap();
+    let mut machine = Machine::boot(&kvm, &image, &BootConfig::default()).unwrap();
+    let answer = wharf_abi::Answer::ok(0);
+    assert!(machine.enter(Some(answer)).is_err());
+    machine.enter(None).unwrap();
+    assert!(machine.enter(None).is_err());
+    let exit = machine.enter(Some(answer)).unwrap();
+    assert_eq!(
+        exit,
+        wharf_machine::Exit::Call(wharf_machine::Call::Exit { status: 4 })
     );
 }

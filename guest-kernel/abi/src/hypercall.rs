@@ -1,9 +1,9 @@
 //! What a guest can ask of the host while it runs.
 //!
-//! A hypercall is one `out imm8, al` (opcode `E6 ib`) to the call's own port.
-//! Arguments go in RDI and RSI; the host answers in RAX (a [`Status`]) and RDX
+//! A hypercall is a one-byte output to the call's own port, such as
+//! `out imm8, al` (opcode `E6 ib`); neither the byte nor the instruction means
+//! anything. Arguments go in RDI and RSI; the host answers in RAX (a [`Status`]) and RDX
 //! (the value, 0 when there is none) and leaves every other register as it was.
-//! AL's value before the call has no meaning.
 //!
 //! The host opens exactly the ports of the calls it implements in the TSS I/O
 //! permission bitmap (Intel SDM vol. 1 §19.5.2), byte-wide and for output
@@ -27,7 +27,8 @@ pub enum Hypercall {
     /// Writes bytes to the task's console.
     ///
     /// RDI: address, RSI: length in bytes. The host takes at most
-    /// [`CONSOLE_WRITE_MAX`] bytes a call and returns in RDX how many it took.
+    /// [`CONSOLE_WRITE_MAX`] bytes a call and returns in RDX how many it took,
+    /// which is at least one unless the length is 0.
     /// The whole range must be readable by the guest, else the call is a fault;
     /// a length of 0 is answered without a look at the address.
     ConsoleWrite = 2,

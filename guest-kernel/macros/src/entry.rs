@@ -20,6 +20,8 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> Result<TokenS
     let entry = entry(&function);
     let note = note(&arguments);
     Ok(quote! {
+        // A function of its own in a fault report, whatever it calls.
+        #[inline(never)]
         #function
 
         const _: () = {
@@ -102,7 +104,7 @@ fn entry(function: &ItemFn) -> TokenStream {
     quote! {
         #[allow(unsafe_code, unreachable_code, clippy::let_unit_value)]
         #[unsafe(no_mangle)]
-        extern "C" fn _start(boot: &'static ::wharf::__rt::BootPage) -> ! {
+        extern "C" fn _start(boot: ::wharf::__rt::BootPointer) -> ! {
             #run
         }
     }

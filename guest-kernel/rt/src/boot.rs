@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "turns the addresses in the boot page into references"
+    reason = "reads the boot page and the memory that it names"
 )]
 
 use core::ptr;
@@ -11,12 +11,12 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use wharf_abi::{AbiVersion, BootPage, Clock, Span};
 
-/// Set once, by [`set`], before anything else runs.
+/// Set once, by [`BootPointer::keep`], before anything else runs.
 static BOOT: AtomicPtr<BootPage> = AtomicPtr::new(ptr::null_mut());
 
 /// What stands in for a boot page before there is one: no time, no heap, no
 /// arguments. So [`boot`] needs no way to fail.
-static ABSENT: BootPage = BootPage {
+const ABSENT: BootPage = BootPage {
     magic: 0,
     abi: AbiVersion { major: 0, minor: 0 },
     size: 0,
@@ -39,16 +39,58 @@ static ABSENT: BootPage = BootPage {
 
 const NOTHING: Span = Span { addr: 0, len: 0 };
 
-/// Returns what the host told this guest at its start.
+/// Returns a copy of what the host tells this guest.
+///
+/// A copy, because a clone finds another page in the place of the one that it
+/// was taken with.
 #[must_use]
-pub fn boot() -> &'static BootPage {
-    // SAFETY: the pointer is null or came from the `&'static` that `set` took.
-    unsafe { BOOT.load(Ordering::Relaxed).as_ref() }.unwrap_or(&ABSENT)
+pub fn boot() -> BootPage {
+    match page() {
+        // SAFETY: the pointer is a `BootPointer`'s, and stays good.
+        Some(page) => unsafe { page.read_volatile() },
+        None => ABSENT,
+    }
 }
 
-/// Keeps the boot page for [`boot`].
-pub(crate) fn set(page: &'static BootPage) {
-    BOOT.store(ptr::from_ref(page).cast_mut(), Ordering::Relaxed);
+/// Returns how to read time, as [`boot`] would.
+pub(crate) fn clock() -> Clock {
+    match page() {
+        // SAFETY: the pointer is a `BootPointer`'s, and stays good; so does that
+        // of a field of what it points to.
+        Some(page) => unsafe { (&raw const (*page).clock).read_volatile() },
+        None => ABSENT.clock,
+    }
+}
+
+fn page() -> Option<*const BootPage> {
+    let page = BOOT.load(Ordering::Relaxed);
+    (!page.is_null()).then_some(page.cast_const())
+}
+
+/// The address of the boot page, as the entry point gets it. Nobody else can
+/// make one.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct BootPointer(*const BootPage);
+
+impl BootPointer {
+    /// Copies the page that it points to.
+    pub(crate) fn read(&self) -> BootPage {
+        // SAFETY: only the host makes such a pointer, to a page that it maps
+        // read-only into the guest for the guest's whole life.
+        unsafe { self.0.read_volatile() }
+    }
+
+    /// Keeps the address for [`boot`].
+    pub(crate) fn keep(self) {
+        BOOT.store(self.0.cast_mut(), Ordering::Relaxed);
+    }
+}
+
+/// Returns the generation and its seed as they are now.
+pub(crate) fn seed() -> (u64, [u8; 32]) {
+    let page = boot();
+    (page.generation, page.seed)
 }
 
 /// Returns the bytes of the guest's arguments.
@@ -61,19 +103,6 @@ pub(crate) fn arg_bytes() -> &'static [u8] {
     // SAFETY: the host maps the span that it names, read-only and for the
     // guest's whole life.
     unsafe { slice::from_raw_parts(start, len as usize) }
-}
-
-/// Returns the generation and its seed as they are now.
-///
-/// A clone finds another boot page in the place of the one it was taken with,
-/// so neither may come from a value that the compiler has kept.
-pub(crate) fn seed() -> (u64, [u8; 32]) {
-    let page = boot();
-    // SAFETY: a field of a live reference is aligned and readable.
-    let generation = unsafe { ptr::from_ref(&page.generation).read_volatile() };
-    // SAFETY: as above.
-    let seed = unsafe { ptr::from_ref(&page.seed).read_volatile() };
-    (generation, seed)
 }
 
 #[cfg(test)]

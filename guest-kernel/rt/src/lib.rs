@@ -38,11 +38,13 @@ mod args;
 mod boot;
 pub mod console;
 mod executor;
-#[cfg(not(test))]
+// A guest is always built to abort on panic, and nothing else is: what a program
+// of the host's has already stays out of a build that could be linked to one.
+#[cfg(all(not(test), panic = "abort"))]
 mod heap;
 mod hypercall;
 mod mem;
-#[cfg(not(test))]
+#[cfg(all(not(test), panic = "abort"))]
 mod panic;
 pub mod random;
 mod start;
@@ -87,7 +89,8 @@ pub use wharf_rt_macros::main;
 #[doc(hidden)]
 pub mod __rt {
     pub use wharf_abi::note::Note;
-    pub use wharf_abi::{BootPage, DeviceKind, Manifest};
+    pub use wharf_abi::{DeviceKind, Manifest};
 
+    pub use crate::boot::BootPointer;
     pub use crate::start::{start, start_async};
 }

@@ -7,17 +7,18 @@
 
 use wharf_abi::{AbiVersion, BootPage};
 
-use crate::{ExitCode, Spawner, Termination, boot, console, executor, exit};
+use crate::boot::BootPointer;
+use crate::{ExitCode, Spawner, Termination, console, executor, exit};
 
 /// Runs a main function that is no `async fn`.
-pub fn start<T: Termination>(page: &'static BootPage, main: impl FnOnce() -> T) -> ! {
+pub fn start<T: Termination>(page: BootPointer, main: impl FnOnce() -> T) -> ! {
     accept(page);
     exit(main().report().get())
 }
 
 /// Runs a main function that is an `async fn`, and whatever tasks it spawns
 /// until it ends.
-pub fn start_async<F>(page: &'static BootPage, main: impl FnOnce(Spawner) -> F) -> !
+pub fn start_async<F>(page: BootPointer, main: impl FnOnce(Spawner) -> F) -> !
 where
     F: Future<Output: Termination> + 'static,
 {
@@ -30,10 +31,11 @@ where
 
 /// Keeps the boot page, or ends the guest when it is none that this runtime can
 /// read.
-fn accept(page: &'static BootPage) {
+fn accept(pointer: BootPointer) {
+    let page = pointer.read();
     if page.magic != BootPage::MAGIC || !page.abi.runs(AbiVersion::CURRENT) {
         console::write(b"wharf: the host's boot page is of another version\n");
         exit(ExitCode::PANIC.get());
     }
-    boot::set(page);
+    pointer.keep();
 }

@@ -11,7 +11,7 @@ use core::time::Duration;
 
 use wharf_abi::Interest;
 
-use crate::boot::boot;
+use crate::boot::clock;
 use crate::hypercall::wait_until_ns;
 
 /// Returns the time since the host built the guest's boot page. Never goes back.
@@ -24,7 +24,7 @@ pub fn monotonic() -> Duration {
 /// the guest's start.
 #[must_use]
 pub fn wall() -> Duration {
-    Duration::from_nanos(boot().clock.wall_ns(tsc()))
+    Duration::from_nanos(clock().wall_ns(tsc()))
 }
 
 /// Parks the whole guest for at least `duration`, usually with one exit.
@@ -37,7 +37,7 @@ pub fn sleep(duration: Duration) {
 
 /// [`monotonic`] in nanoseconds.
 pub(crate) fn monotonic_ns() -> u64 {
-    boot().clock.monotonic_ns(tsc())
+    clock().monotonic_ns(tsc())
 }
 
 /// A duration in nanoseconds; the longest possible one above 584 years.

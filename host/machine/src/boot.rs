@@ -1,30 +1,36 @@
 //! Filling a guest's memory before its first instruction.
 
+use wharf_abi::boot::ARGS_MAX;
 use wharf_abi::{AbiVersion, BootPage, Clock, Span};
 use zerocopy::IntoBytes;
 
 use crate::Error;
 use crate::descriptors::SystemPage;
-use crate::image::{Access, Image};
-use crate::layout::{Layout, LayoutError, MEMORY_DEFAULT};
-use crate::memory::{GuestMemory, PAGE};
+use crate::image::Image;
+use crate::layout::{Layout, MEMORY_DEFAULT};
+use crate::memory::{GuestMemory, PAGE, u64_of};
 use crate::space::Mapping;
 
 /// Pages at the top of the stack that are made resident before the start, since
 /// every guest touches them at once.
 const STACK_PAGES_TOUCHED: u64 = 2;
 
-/// A writable part of the image up to this size is made resident before the
-/// start, its zeroes included; a larger one is left to be touched.
-const RW_TOUCHED: u64 = 16 * PAGE;
+/// A part of the image up to this size is made resident before the start, its
+/// zeroes included. Of a larger one, which its author chooses, only what is
+/// written becomes resident.
+const IMAGE_TOUCHED: u64 = 64 * PAGE;
+
+/// Bytes of the boot page that this version of the contract fills in.
+const BOOT_PAGE_LEN: u32 = 184;
+const _: () = assert!(size_of::<BootPage>() == 184);
 
 /// What a guest gets besides its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootConfig {
     /// Memory in bytes, a multiple of 4 KiB.
     pub memory: u64,
-    /// Arguments; none holds a NUL byte.
-    pub args: Vec<String>,
+    /// Its arguments.
+    pub args: Args,
     /// Which life of its task this is, from 1.
     pub generation: u64,
 }
@@ -33,35 +39,63 @@ impl Default for BootConfig {
     fn default() -> Self {
         Self {
             memory: MEMORY_DEFAULT,
-            args: Vec::new(),
+            args: Args::default(),
             generation: 1,
         }
     }
 }
 
-impl BootConfig {
-    /// The arguments as the boot page carries them, each NUL-terminated. A NUL
-    /// inside one would make two of it, so it ends there.
-    pub(crate) fn args_block(&self) -> Vec<u8> {
-        let mut block = Vec::new();
-        for arg in &self.args {
-            block.extend(arg.bytes().take_while(|&byte| byte != 0));
-            block.push(0);
+/// A guest's arguments, as its boot page carries them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Args {
+    /// NUL-terminated strings, one behind the other.
+    block: Vec<u8>,
+    count: u32,
+}
+
+/// These cannot be a guest's arguments.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArgsError {
+    /// More than the boot page can carry.
+    #[error("arguments of {len} bytes are too long: the most is {ARGS_MAX}")]
+    TooLong {
+        /// Bytes with terminators.
+        len: u64,
+    },
+    /// A NUL byte would end the argument that holds it.
+    #[error("argument {index} holds a NUL byte")]
+    Nul {
+        /// Which, from 1.
+        index: usize,
+    },
+}
+
+impl Args {
+    /// Checks arguments and puts them into the boot page's form.
+    ///
+    /// # Errors
+    ///
+    /// [`ArgsError`].
+    pub fn new<S: AsRef<str>>(args: impl IntoIterator<Item = S>) -> Result<Self, ArgsError> {
+        let mut all = Self::default();
+        for (index, arg) in (1..).zip(args) {
+            let arg = arg.as_ref();
+            if arg.contains('\0') {
+                return Err(ArgsError::Nul { index });
+            }
+            all.block.extend(arg.bytes());
+            all.block.push(0);
+            all.count = all.count.saturating_add(1);
+            if all.block.len() > ARGS_MAX {
+                return Err(ArgsError::TooLong { len: all.len() });
+            }
         }
-        block
+        Ok(all)
     }
 
-    pub(crate) fn args_len(&self) -> Result<u64, LayoutError> {
-        let len = self.args.iter().fold(0_u64, |len, arg| {
-            let arg = u64::try_from(arg.len()).unwrap_or(u64::MAX);
-            len.saturating_add(arg).saturating_add(1)
-        });
-        let most = wharf_abi::boot::ARGS_MAX.try_into().unwrap_or(u64::MAX);
-        if len > most {
-            Err(LayoutError::ArgsTooLong { len })
-        } else {
-            Ok(len)
-        }
+    /// Bytes of the block.
+    pub(crate) fn len(&self) -> u64 {
+        u64_of(self.block.len())
     }
 }
 
@@ -80,21 +114,22 @@ pub(crate) fn fill(
     for (gpa, bytes) in layout.tables.pages() {
         memory.write(gpa, &bytes)?;
     }
+    let mut mappings = layout.mappings.clone();
+    mappings.sort_unstable_by_key(|mapping| mapping.addr);
     for segment in image.segments() {
         let addr = segment.addr.wrapping_add(layout.bias);
-        write_mapped(memory, &layout.mappings, addr, image.segment_bytes(segment))?;
+        write_mapped(memory, &mappings, addr, image.segment_bytes(segment))?;
     }
     for relocation in image.relocations() {
         let addr = relocation.offset.wrapping_add(layout.bias);
         let value = relocation.addend.wrapping_add(layout.bias);
-        write_mapped(memory, &layout.mappings, addr, &value.to_le_bytes())?;
+        write_mapped(memory, &mappings, addr, &value.to_le_bytes())?;
     }
 
-    let args = config.args_block();
     let boot = BootPage {
         magic: BootPage::MAGIC,
         abi: AbiVersion::CURRENT,
-        size: size_of::<BootPage>().try_into().unwrap_or(u32::MAX),
+        size: BOOT_PAGE_LEN,
         generation: config.generation,
         clock,
         seed,
@@ -106,15 +141,15 @@ pub(crate) fn fill(
         heap: layout.heap,
         args: Span {
             addr: layout.boot.addr.wrapping_add(PAGE),
-            len: args.len().try_into().unwrap_or(u64::MAX),
+            len: config.args.len(),
         },
-        arg_count: config.args.len().try_into().unwrap_or(u32::MAX),
+        arg_count: config.args.count,
         device_count: 0,
         devices: Span::default(),
         inherited: Span::default(),
     };
     memory.write(layout.boot.gpa, boot.as_bytes())?;
-    memory.write(layout.boot.gpa.offset(PAGE), &args)
+    memory.write(layout.boot.gpa.offset(PAGE), &config.args.block)
 }
 
 /// Makes resident, in few calls, what is about to be written or touched.
@@ -132,10 +167,17 @@ fn populate(memory: &GuestMemory, layout: &Layout) {
     for mapping in &layout.mappings {
         let in_image = mapping.addr >= layout.image.addr
             && mapping.end() <= layout.image.addr.saturating_add(layout.image.len);
-        if in_image && (mapping.access != Access::ReadWrite || mapping.len <= RW_TOUCHED) {
+        if in_image && mapping.len <= IMAGE_TOUCHED {
             memory.populate(mapping.gpa, mapping.gpa.offset(mapping.len));
         }
     }
+}
+
+/// The one of mappings in ascending order that holds `addr`.
+fn find(mappings: &[Mapping], addr: u64) -> Option<&Mapping> {
+    let after = mappings.partition_point(|mapping| mapping.addr <= addr);
+    let mapping = mappings.get(after.checked_sub(1)?)?;
+    (addr < mapping.end()).then_some(mapping)
 }
 
 /// Copies `bytes` to a guest-virtual address, whoever may write there.
@@ -151,10 +193,7 @@ fn write_mapped(
             at: addr,
             len: rest.len(),
         };
-        let mapping = mappings
-            .iter()
-            .find(|m| m.addr <= addr && addr < m.end())
-            .ok_or_else(outside)?;
+        let mapping = find(mappings, addr).ok_or_else(outside)?;
         let room = usize::try_from(mapping.end().saturating_sub(addr)).unwrap_or(usize::MAX);
         let (now, later) = rest.split_at(room.min(rest.len()));
         memory.write(mapping.gpa.offset(addr.saturating_sub(mapping.addr)), now)?;

@@ -1,7 +1,8 @@
 //! The one page that tells the CPU about privilege: GDT, TSS, IDT, fault stubs.
 //!
-//! It is mapped read-only, executable and supervisor-only, at an address that
-//! only the host knows. The guest runs at CPL 3 from its first instruction; the
+//! It is mapped read-only, executable and supervisor-only. Its address is no
+//! secret (it follows the boot page, and SGDT may tell it): the U/S bit is what
+//! protects it. The guest runs at CPL 3 from its first instruction; the
 //! CPU is at CPL 0 for exactly one instruction of a guest's life, the `out` of a
 //! fault stub, after which the guest never runs again.
 //!
@@ -165,10 +166,10 @@ fn tss_of(fault_stack_top: u64) -> Vec<u8> {
     tss
 }
 
-/// A 64-bit interrupt gate on IST1 (SDM vol. 3 §6.14.1). `int3` and `into` may
-/// be raised from CPL 3, so that they report as themselves.
+/// A 64-bit interrupt gate on IST1 (SDM vol. 3, "64-Bit Mode IDT"). `int3` may be
+/// raised from CPL 3, so that it reports as itself.
 fn gate(vector: u16, handler: u64) -> [u8; 16] {
-    let dpl: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
+    let dpl: u64 = if vector == 3 { 3 } else { 0 };
     let low = handler & 0xFFFF
         | u64::from(KERNEL_CODE) << 16
         | 1 << 32
@@ -230,7 +231,7 @@ mod tests {
             assert_eq!(handler, AT + u64::from(STUBS_AT + vector * 16));
             assert_eq!(word(2, 2), 0x08);
             assert_eq!(gate[4], 1, "IST1");
-            assert_eq!(gate[5], if matches!(vector, 3 | 4) { 0xEE } else { 0x8E });
+            assert_eq!(gate[5], if vector == 3 { 0xEE } else { 0x8E });
         }
     }
 }

@@ -47,6 +47,9 @@ pub enum Error {
         /// Bytes.
         len: usize,
     },
+    /// wharf contradicts itself.
+    #[error("a defect of wharf's: {0}")]
+    Defect(&'static str),
     /// No randomness for the guest's seed and addresses.
     #[error("no random numbers from the kernel")]
     Entropy(#[source] getrandom::Error),

@@ -62,7 +62,7 @@ pub enum Direction {
     Out,
 }
 
-/// An exception as its stack frame tells it (Intel SDM vol. 3 §6.15).
+/// An exception as its stack frame tells it (Intel SDM vol. 3, "64-Bit Mode Stack Frame").
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
     /// 0 to 31.

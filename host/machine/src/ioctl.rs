@@ -27,7 +27,7 @@ struct SignalMask {
 ///
 /// A signal that is blocked outside `KVM_RUN` and pending when it starts makes
 /// it return `EINTR` at once, so a kick is never lost, and needs no handler
-/// (KVM api.rst §4.20).
+/// (KVM api.rst, `KVM_SET_SIGNAL_MASK`).
 ///
 /// # Errors
 ///

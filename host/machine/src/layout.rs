@@ -39,14 +39,18 @@ use crate::space::{Mapping, Owner};
 /// Guest memory when nobody says otherwise.
 pub const MEMORY_DEFAULT: u64 = 32 * 1024 * 1024;
 
-/// Most memory that a guest may have: what fits between the highest image and
-/// the end of the lower half of the address space.
-pub const MEMORY_MAX: u64 = 1 << 40;
+/// Most memory that a guest may have, so that page tables, which are built in
+/// the host, stay below a few MiB.
+pub const MEMORY_MAX: u64 = 1 << 36;
 
 /// Relocatable images go between these addresses: above 4 GiB, so that no
 /// 32-bit value is ever a pointer.
 const BASE_MIN: u64 = 1 << 32;
 const BASE_MAX: u64 = 1 << 46;
+
+/// The heap begins on a large page when it is at least so many times as long as
+/// the gap that this leaves.
+const GAP_RATIO: u64 = 8;
 
 /// KVM's shadow pager maps pages in aligned groups of eight; an image that
 /// starts with a group needs the fewest.
@@ -56,10 +60,7 @@ const BASE_ALIGN: u64 = 8 * PAGE;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Too little memory for what must be there.
-    #[error(
-        "memory of {memory} bytes is too small: the image needs {needed}; \
-         give it more with --memory"
-    )]
+    #[error("memory of {} KiB is too small: the image needs {} KiB", memory / 1024, needed / 1024)]
     TooSmall {
         /// Bytes given.
         memory: u64,
@@ -67,7 +68,7 @@ pub enum LayoutError {
         needed: u64,
     },
     /// More memory than a guest may have.
-    #[error("memory of {memory} bytes is too large: the most is {}", MEMORY_MAX)]
+    #[error("memory of {} GiB is too large: the most is {} GiB", memory >> 30, MEMORY_MAX >> 30)]
     TooLarge {
         /// Bytes given.
         memory: u64,
@@ -77,15 +78,6 @@ pub enum LayoutError {
     Uneven {
         /// Bytes given.
         memory: u64,
-    },
-    /// More arguments than the boot page can carry.
-    #[error(
-        "arguments of {len} bytes are too long: the most is {}",
-        wharf_abi::boot::ARGS_MAX
-    )]
-    ArgsTooLong {
-        /// Bytes with terminators.
-        len: u64,
     },
     /// The parts do not fit into the address space.
     #[error("the image leaves no room for its stack and heap below 128 TiB")]
@@ -113,6 +105,8 @@ pub struct Layout {
     pub heap: Span,
     /// Where large host pages may begin.
     pub huge_from: u64,
+    /// Guest-physical addresses of the page tables, which nothing maps.
+    pub tables_range: Range<u64>,
     pub(crate) tables: PageTables,
 }
 
@@ -135,13 +129,18 @@ impl Layout {
         if !memory.is_multiple_of(PAGE) {
             return Err(LayoutError::Uneven { memory });
         }
-        if args_len > wharf_abi::boot::ARGS_MAX.try_into().unwrap_or(u64::MAX) {
-            return Err(LayoutError::ArgsTooLong { len: args_len });
-        }
-        Planner::new(image, random)
-            .plan(memory, args_len)
-            .ok_or(LayoutError::NoRoom)?
+        let mut planner = Planner::new(image, random)?;
+        let parts = planner.place_parts(args_len)?;
+        planner.finish(memory, parts)
     }
+}
+
+/// What stands behind the image.
+struct Parts {
+    boot: Mapping,
+    system: Mapping,
+    fault_stack: Mapping,
+    stack: Mapping,
 }
 
 /// Two bump pointers that move together.
@@ -154,92 +153,46 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(image: &'a Image, random: u64) -> Self {
-        let span = image.span();
+    fn new(image: &'a Image, random: u64) -> Result<Self, LayoutError> {
         let bias = match image.placement() {
             Placement::Fixed => 0,
             Placement::Relocatable => {
-                let align = BASE_ALIGN.max(image.alignment());
-                let choices = BASE_MAX.saturating_sub(BASE_MIN).checked_div(align);
-                let choice = choices.and_then(|choices| random.checked_rem(choices));
-                BASE_MIN.saturating_add(choice.unwrap_or(0).saturating_mul(align))
+                random_base(image.alignment(), random).ok_or(LayoutError::NoRoom)?
             }
         };
-        Self {
+        Ok(Self {
             image,
             bias,
-            addr: span.end.saturating_add(bias),
+            addr: sum(image.span().end, bias)?,
             gpa: 0,
             mappings: Vec::new(),
-        }
+        })
     }
 
-    /// `None` when an address leaves the lower half.
-    fn plan(mut self, memory: u64, args_len: u64) -> Option<Result<Layout, LayoutError>> {
-        let boot_len = PAGE.checked_add(args_len.checked_next_multiple_of(PAGE)?)?;
-        let stack_len = self
-            .image
-            .manifest()
-            .stack_bytes
-            .checked_next_multiple_of(PAGE)?;
+    /// Maps everything but the heap.
+    fn place_parts(&mut self, args_len: u64) -> Result<Parts, LayoutError> {
+        let boot_len = sum(PAGE, whole_pages(args_len)?)?;
+        let stack_len = whole_pages(self.image.manifest().stack_bytes)?;
 
         // The system page first, at guest-physical 0, where nothing of the guest's is.
-        let system_addr = self.addr.checked_add(boot_len)?;
+        let system_addr = sum(self.addr, boot_len)?;
         let system = self.place(system_addr, PAGE, Access::ReadExecute, Owner::Host)?;
         let fault_stack = self.place(system.end(), PAGE, Access::ReadWrite, Owner::Host)?;
         let boot = self.place(self.addr, boot_len, Access::Read, Owner::Guest)?;
         self.place_image()?;
-        let guard_end = fault_stack.end().checked_add(PAGE)?;
+        let guard_end = sum(fault_stack.end(), PAGE)?;
         let stack = self.place(guard_end, stack_len, Access::ReadWrite, Owner::Guest)?;
-
-        // How many tables the heap needs depends on where they end, so count
-        // them for the largest heap that could be, and for one at least: then
-        // what a refusal says is needed is enough.
-        let after_guard = stack.end().checked_add(PAGE)?;
-        let tables_at = Gpa(self.gpa);
-        let some = self.gpa.checked_add(HUGE_PAGE)?;
-        let largest = self.heap(after_guard, self.gpa, memory.max(some))?;
-        let tables_len = self.tables(tables_at, largest).len();
-        let low_end = self.gpa.checked_add(tables_len)?;
-
-        let on_huge_pages = low_end.checked_next_multiple_of(HUGE_PAGE)?;
-        let needed = low_end.max(self.image.manifest().memory_min_bytes);
-        if memory < needed {
-            return Some(Err(LayoutError::TooSmall { memory, needed }));
-        }
-        let heap_at = if on_huge_pages < memory {
-            on_huge_pages
-        } else {
-            low_end
-        };
-        let heap = self.heap(after_guard, heap_at, memory)?;
-        let tables = self.tables(tables_at, heap);
-        self.mappings.extend(heap.filter(|h| h.len > 0));
-
-        let span = self.image.span();
-        Some(Ok(Layout {
-            bias: self.bias,
+        Ok(Parts {
             boot,
             system,
             fault_stack,
             stack,
-            image: Span {
-                addr: span.start.checked_add(self.bias)?,
-                len: span.end.checked_sub(span.start)?,
-            },
-            heap: heap.map_or(Span::default(), |h| Span {
-                addr: h.addr,
-                len: h.len,
-            }),
-            huge_from: on_huge_pages,
-            mappings: self.mappings,
-            tables,
-        }))
+        })
     }
 
     /// Maps the image, page by page as its segments lie. A relocated image's
     /// RELRO part is read-only from the start: the host has relocated it by then.
-    fn place_image(&mut self) -> Option<()> {
+    fn place_image(&mut self) -> Result<(), LayoutError> {
         let relro = self.image.relro().unwrap_or(0..0);
         for segment in self.image.segments() {
             let Range { start, end } = segment.pages();
@@ -251,57 +204,144 @@ impl<'a> Planner<'a> {
                 (last, end, segment.access),
             ] {
                 if from < to {
-                    let addr = from.checked_add(self.bias)?;
-                    self.place(addr, to.checked_sub(from)?, access, Owner::Guest)?;
+                    let addr = sum(from, self.bias)?;
+                    self.place(addr, to.saturating_sub(from), access, Owner::Guest)?;
                 }
             }
         }
-        Some(())
+        Ok(())
+    }
+
+    /// Fits page tables and heap into what is left of the memory.
+    fn finish(mut self, memory: u64, parts: Parts) -> Result<Layout, LayoutError> {
+        let after_guard = sum(parts.stack.end(), PAGE)?;
+        let (heap, tables) = self.fit_heap(memory, after_guard)?;
+        let tables_at = self.gpa;
+        let low_end = sum(tables_at, tables.len())?;
+        let needed = low_end.max(self.image.manifest().memory_min_bytes);
+        if memory < needed {
+            let needed = whole_pages(needed)?;
+            return Err(LayoutError::TooSmall { memory, needed });
+        }
+        self.mappings.extend(heap);
+        let span = self.image.span();
+        Ok(Layout {
+            bias: self.bias,
+            boot: parts.boot,
+            system: parts.system,
+            fault_stack: parts.fault_stack,
+            stack: parts.stack,
+            image: Span {
+                addr: sum(span.start, self.bias)?,
+                len: span.end.saturating_sub(span.start),
+            },
+            heap: heap.map_or(Span::default(), |heap| Span {
+                addr: heap.addr,
+                len: heap.len,
+            }),
+            huge_from: low_end.next_multiple_of(HUGE_PAGE),
+            tables_range: tables_at..low_end,
+            mappings: self.mappings,
+            tables,
+        })
+    }
+
+    /// The heap behind the page tables, and the tables that map everything.
+    ///
+    /// Where the heap begins depends on how many tables there are, and the other
+    /// way round: a heap that begins in the middle of a large page needs more. So
+    /// room is made until the tables of the very heap that is used fit before it.
+    fn fit_heap(
+        &self,
+        memory: u64,
+        after: u64,
+    ) -> Result<(Option<Mapping>, PageTables), LayoutError> {
+        let mut low_end = sum(self.gpa, PAGE)?;
+        loop {
+            let huge = low_end
+                .checked_next_multiple_of(HUGE_PAGE)
+                .ok_or(LayoutError::NoRoom)?;
+            // A small memory must not lose much of itself to the gap before the
+            // first large page: the heap then begins on small ones.
+            let gap = huge.saturating_sub(low_end);
+            let large = memory.saturating_sub(huge) >= gap.saturating_mul(GAP_RATIO);
+            let start = if huge < memory && large {
+                huge
+            } else {
+                low_end
+            };
+            let heap = heap(after, start, memory)?;
+            let mut mappings = self.mappings.clone();
+            mappings.extend(heap);
+            let tables = PageTables::build(Gpa(self.gpa), &mappings).ok_or(LayoutError::NoRoom)?;
+            let end = sum(self.gpa, tables.len())?;
+            if end <= low_end {
+                return Ok((heap, tables));
+            }
+            low_end = end;
+        }
     }
 
     /// Maps the next guest-physical pages at `addr`.
-    fn place(&mut self, addr: u64, len: u64, access: Access, owner: Owner) -> Option<Mapping> {
-        let mapping = Mapping {
+    fn place(
+        &mut self,
+        addr: u64,
+        len: u64,
+        access: Access,
+        owner: Owner,
+    ) -> Result<Mapping, LayoutError> {
+        let mapping = in_lower_half(Mapping {
             addr,
             len,
             gpa: Gpa(self.gpa),
             access,
             owner,
-        };
-        in_lower_half(&mapping)?;
-        self.gpa = self.gpa.checked_add(len)?;
+        })?;
+        self.gpa = sum(self.gpa, len)?;
         self.mappings.push(mapping);
-        Some(mapping)
-    }
-
-    /// The heap over all memory from `gpa` on, at the first address from `after`
-    /// on that has the same offset in a 2 MiB page. The inner `None`: no heap.
-    #[expect(clippy::option_option, reason = "no room is not no heap")]
-    fn heap(&self, after: u64, gpa: u64, memory: u64) -> Option<Option<Mapping>> {
-        let Some(len) = memory.checked_sub(gpa).filter(|&len| len > 0) else {
-            return Some(None);
-        };
-        let skew = gpa.wrapping_sub(after) % HUGE_PAGE;
-        let heap = Mapping {
-            addr: after.checked_add(skew)?,
-            len,
-            gpa: Gpa(gpa),
-            access: Access::ReadWrite,
-            owner: Owner::Guest,
-        };
-        in_lower_half(&heap)?;
-        Some(Some(heap))
-    }
-
-    fn tables(&self, at: Gpa, heap: Option<Mapping>) -> PageTables {
-        let mut mappings = self.mappings.clone();
-        mappings.extend(heap);
-        PageTables::build(at, &mappings)
+        Ok(mapping)
     }
 }
 
+/// The heap over all memory from `gpa` on, if any is left, at the first address
+/// from `after` on that has the same offset in a 2 MiB page.
+fn heap(after: u64, gpa: u64, memory: u64) -> Result<Option<Mapping>, LayoutError> {
+    let len = memory.saturating_sub(gpa);
+    if len == 0 {
+        return Ok(None);
+    }
+    let skew = gpa.wrapping_sub(after) % HUGE_PAGE;
+    in_lower_half(Mapping {
+        addr: sum(after, skew)?,
+        len,
+        gpa: Gpa(gpa),
+        access: Access::ReadWrite,
+        owner: Owner::Guest,
+    })
+    .map(Some)
+}
+
+fn random_base(alignment: u64, random: u64) -> Option<u64> {
+    let align = BASE_ALIGN.max(alignment);
+    let choices = BASE_MAX.checked_sub(BASE_MIN)?.checked_div(align)?;
+    let choice = random.checked_rem(choices)?;
+    BASE_MIN.checked_add(choice.checked_mul(align)?)
+}
+
 /// Canonical addresses of the lower half only (SDM vol. 1 §3.3.7.1).
-fn in_lower_half(mapping: &Mapping) -> Option<()> {
-    let end = mapping.addr.checked_add(mapping.len)?;
-    (end <= 1 << 47).then_some(())
+fn in_lower_half(mapping: Mapping) -> Result<Mapping, LayoutError> {
+    if sum(mapping.addr, mapping.len)? <= 1 << 47 {
+        Ok(mapping)
+    } else {
+        Err(LayoutError::NoRoom)
+    }
+}
+
+fn sum(a: u64, b: u64) -> Result<u64, LayoutError> {
+    a.checked_add(b).ok_or(LayoutError::NoRoom)
+}
+
+fn whole_pages(len: u64) -> Result<u64, LayoutError> {
+    len.checked_next_multiple_of(PAGE)
+        .ok_or(LayoutError::NoRoom)
 }

@@ -52,7 +52,7 @@ mod report;
 mod space;
 mod vcpu;
 
-pub use boot::BootConfig;
+pub use boot::{Args, ArgsError, BootConfig};
 pub use error::Error;
 pub use exit::{Call, Exit};
 pub use fault::Fault;

@@ -1,7 +1,7 @@
 //! A VM with one vCPU and the guest in it.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm};
 use wharf_abi::hypercall::CONSOLE_WRITE_MAX;
 use wharf_abi::{Answer, Clock};
 
@@ -11,7 +11,7 @@ use crate::exit::{Call, Exit, RawExit};
 use crate::fault::{Cause, Exception, Fault};
 use crate::image::Image;
 use crate::layout::Layout;
-use crate::memory::GuestMemory;
+use crate::memory::{Gpa, GuestMemory, Vm, u64_of};
 use crate::space::{AddressSpace, UserSlice};
 use crate::vcpu::{SYNC_REGS_NEEDED, Start, Vcpu};
 use crate::{Error, time};
@@ -48,13 +48,14 @@ impl Hypervisor {
 /// One guest, ready to be entered.
 #[derive(Debug)]
 pub struct Machine {
-    // Dropped in this order: no vCPU outlives its VM, no VM its memory.
+    // Declared, and so dropped, before its VM.
     vcpu: Vcpu,
-    _vm: VmFd,
-    memory: GuestMemory,
+    vm: Vm,
     layout: Layout,
     space: AddressSpace,
     clock: Clock,
+    /// Whether the guest waits for an answer to a call.
+    in_call: bool,
 }
 
 impl Machine {
@@ -69,19 +70,13 @@ impl Machine {
         image: &Image,
         config: &BootConfig,
     ) -> Result<Self, Error> {
-        let mut random = [0; 40];
-        getrandom::fill(&mut random).map_err(Error::Entropy)?;
-        let (seed, base) = random.split_at(32);
-        let seed = seed.try_into().unwrap_or_default();
-        let base = u64::from_le_bytes(base.try_into().unwrap_or_default());
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(Error::Entropy)?;
+        let random = getrandom::u64().map_err(Error::Entropy)?;
 
-        let layout = Layout::plan(image, config.memory, config.args_len()?, base)?;
+        let layout = Layout::plan(image, config.memory, config.args.len(), random)?;
         let memory = GuestMemory::new(config.memory, layout.huge_from)?;
-        let vm = hypervisor
-            .kvm
-            .create_vm()
-            .map_err(Error::kvm("create a VM"))?;
-        memory.register(&vm)?;
+        let vm = Vm::create(&hypervisor.kvm, memory)?;
 
         let system = SystemPage::new(layout.system.addr, layout.fault_stack.end());
         let start = Start {
@@ -91,18 +86,18 @@ impl Machine {
             boot_page: layout.boot.addr,
         };
         let root = layout.tables.root();
-        let vcpu = Vcpu::new(&vm, &hypervisor.cpuid, root, &system, &start)?;
+        let vcpu = Vcpu::new(vm.fd(), &hypervisor.cpuid, root, &system, &start)?;
         let clock =
             time::clock_from_now(vcpu.tsc_khz()?).ok_or(Error::Missing("a TSC frequency"))?;
-        boot::fill(&memory, &layout, &system, image, config, clock, seed)?;
+        boot::fill(vm.memory(), &layout, &system, image, config, clock, seed)?;
         let space = AddressSpace::new(&layout.mappings);
         Ok(Self {
             vcpu,
-            _vm: vm,
-            memory,
+            vm,
             layout,
             space,
             clock,
+            in_call: false,
         })
     }
 
@@ -111,10 +106,15 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// Only the host's: what a guest does wrong is an [`Exit::Fault`].
+    /// Only the host's: what a guest does wrong is an [`Exit::Fault`]. An answer
+    /// that does not fit is [`Error::Defect`], and the guest was not entered.
     pub fn enter(&mut self, answer: Option<Answer>) -> Result<Exit, Error> {
+        if answer.is_some() != self.in_call {
+            return Err(Error::Defect("an answer without a call, or none to one"));
+        }
         if let Some(Answer { status, value }) = answer {
             self.vcpu.set_rax_rdx(status.raw(), value);
+            self.in_call = false;
         }
         let Some(exit) = self.vcpu.run()? else {
             return Ok(Exit::Interrupted);
@@ -122,7 +122,10 @@ impl Machine {
         match exit {
             RawExit::Hypercall(hypercall) => {
                 match Call::decode(hypercall, &self.vcpu.registers()) {
-                    Some(call) => Ok(Exit::Call(call)),
+                    Some(call) => {
+                        self.in_call = true;
+                        Ok(Exit::Call(call))
+                    }
                     None => Ok(self.fault(Cause::Unexpected {
                         what: "reserved hypercall",
                     })),
@@ -141,11 +144,7 @@ impl Machine {
     /// The guest's fault, when it may not read the whole slice.
     pub fn read_user(&self, slice: UserSlice) -> Result<Vec<u8>, Box<Fault>> {
         self.space
-            .read(
-                &self.memory,
-                slice,
-                CONSOLE_WRITE_MAX.try_into().unwrap_or(0),
-            )
+            .read(self.vm.memory(), slice, u64_of(CONSOLE_WRITE_MAX))
             .ok_or_else(|| Box::new(Fault::new(Cause::BadPointer(slice), self.vcpu.registers())))
     }
 
@@ -166,7 +165,7 @@ impl Machine {
         let len = u64::try_from(N).ok()?.checked_mul(8)?;
         let bytes = self
             .space
-            .read(&self.memory, UserSlice { addr, len }, len)?;
+            .read(self.vm.memory(), UserSlice { addr, len }, len)?;
         let mut words = [0; N];
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into().ok()?);
@@ -199,8 +198,9 @@ impl Machine {
         let mut frame = [[0; 8]; 6];
         for (word, at) in frame.iter_mut().zip((0_u64..6).rev()) {
             let below = at.saturating_add(1).saturating_mul(8);
-            self.memory
-                .read(crate::memory::Gpa(top.0.saturating_sub(below)), word)?;
+            self.vm
+                .memory()
+                .read(Gpa(top.0.saturating_sub(below)), word)?;
         }
         let [error, rip, _cs, rflags, rsp, _ss] = frame.map(u64::from_le_bytes);
         registers.rip = rip;

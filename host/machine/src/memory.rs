@@ -7,11 +7,19 @@
 #![expect(unsafe_code, reason = "mapping, advising and registering raw memory")]
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::Error;
+
+const _: () = assert!(usize::BITS == u64::BITS, "hosts have 64 bits");
+
+/// A host length as a number that guests and KVM understand. Total, since
+/// [hosts have 64 bits](self).
+pub(crate) fn u64_of(len: usize) -> u64 {
+    u64::try_from(len).unwrap_or(u64::MAX)
+}
 
 /// Bytes of a small page.
 pub const PAGE: u64 = 4096;
@@ -35,12 +43,60 @@ impl Gpa {
 /// is 2 MiB-aligned in the host too, so that large guest pages can be backed by
 /// large host pages.
 #[derive(Debug)]
-pub struct GuestMemory {
+pub(crate) struct GuestMemory {
     // Declared, and so dropped, before the reservation that it lies in.
     memory: GuestMemoryMmap,
     host_addr: u64,
     len: u64,
     _reservation: MmapRegion,
+}
+
+/// What the kernel is advised to do with memory. None of it changes contents.
+#[derive(Clone, Copy, Debug)]
+enum Advice {
+    LargePages,
+    SmallPages,
+    Populate,
+}
+
+/// A virtual machine and its memory, which lives as long as it.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    // Declared, and so closed, before the memory that it maps.
+    fd: VmFd,
+    memory: GuestMemory,
+}
+
+impl Vm {
+    /// Makes a VM over `memory`.
+    ///
+    /// # Errors
+    ///
+    /// As `KVM_CREATE_VM` and `KVM_SET_USER_MEMORY_REGION` (KVM api.rst §4.2, §4.35).
+    pub(crate) fn create(kvm: &Kvm, memory: GuestMemory) -> Result<Self, Error> {
+        let fd = kvm.create_vm().map_err(Error::kvm("create a VM"))?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: memory.len,
+            userspace_addr: memory.host_addr,
+        };
+        // SAFETY: the range is `memory`'s own mapping, and this structure keeps
+        // that mapped until after it has closed the VM.
+        unsafe { fd.set_user_memory_region(region) }.map_err(Error::kvm("set memory region"))?;
+        Ok(Self { fd, memory })
+    }
+
+    /// The VM, for making its vCPU.
+    pub(crate) const fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// Its memory.
+    pub(crate) const fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
 }
 
 impl GuestMemory {
@@ -52,7 +108,7 @@ impl GuestMemory {
     /// # Errors
     ///
     /// When `len` is no multiple of [`PAGE`] or the host has no address space left.
-    pub fn new(len: u64, huge_from: u64) -> Result<Self, Error> {
+    pub(crate) fn new(len: u64, huge_from: u64) -> Result<Self, Error> {
         let failed = |source| Error::Memory { len, source };
         if len == 0 || !len.is_multiple_of(PAGE) {
             return Err(failed(std::io::ErrorKind::InvalidInput.into()));
@@ -85,21 +141,9 @@ impl GuestMemory {
             len,
             _reservation: reservation,
         };
-        memory.advise(0, huge_from.min(len), libc::MADV_NOHUGEPAGE);
-        memory.advise(huge_from.min(len), len, libc::MADV_HUGEPAGE);
+        memory.advise(0, huge_from.min(len), Advice::SmallPages);
+        memory.advise(huge_from.min(len), len, Advice::LargePages);
         Ok(memory)
-    }
-
-    /// Length in bytes.
-    #[must_use]
-    pub const fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Never true: a guest has memory.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Copies `bytes` in.
@@ -107,7 +151,7 @@ impl GuestMemory {
     /// # Errors
     ///
     /// When they do not fit between `at` and the end; nothing is written then.
-    pub fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), Error> {
         self.check(at, bytes.len())?;
         self.memory
             .write_slice(bytes, GuestAddress(at.0))
@@ -119,7 +163,7 @@ impl GuestMemory {
     /// # Errors
     ///
     /// When the range is not all inside the memory.
-    pub fn read(&self, at: Gpa, bytes: &mut [u8]) -> Result<(), Error> {
+    pub(crate) fn read(&self, at: Gpa, bytes: &mut [u8]) -> Result<(), Error> {
         self.check(at, bytes.len())?;
         self.memory
             .read_slice(bytes, GuestAddress(at.0))
@@ -129,25 +173,7 @@ impl GuestMemory {
     /// Makes the pages from `start` to `end` resident in one call, where the
     /// kernel can (Linux 5.14); elsewhere they become so one by one.
     pub(crate) fn populate(&self, start: Gpa, end: Gpa) {
-        self.advise(start.0, end.0, libc::MADV_POPULATE_WRITE);
-    }
-
-    /// Makes this memory the guest-physical memory of `vm`.
-    ///
-    /// # Errors
-    ///
-    /// As `KVM_SET_USER_MEMORY_REGION` (KVM api.rst §4.35).
-    pub(crate) fn register(&self, vm: &VmFd) -> Result<(), Error> {
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: self.len,
-            userspace_addr: self.host_addr,
-        };
-        // SAFETY: the range is this structure's own mapping; `Machine` keeps it
-        // until after the VM is closed.
-        unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("set memory region"))
+        self.advise(start.0, end.0, Advice::Populate);
     }
 
     fn check(&self, at: Gpa, len: usize) -> Result<(), Error> {
@@ -163,7 +189,12 @@ impl GuestMemory {
     }
 
     /// Advice is only that: a kernel that does not take it costs time, not truth.
-    fn advise(&self, start: u64, end: u64, advice: libc::c_int) {
+    fn advise(&self, start: u64, end: u64, advice: Advice) {
+        let number = match advice {
+            Advice::LargePages => libc::MADV_HUGEPAGE,
+            Advice::SmallPages => libc::MADV_NOHUGEPAGE,
+            Advice::Populate => libc::MADV_POPULATE_WRITE,
+        };
         let end = end.min(self.len);
         let Some(len) = end.checked_sub(start).filter(|&len| len > 0) else {
             return;
@@ -176,10 +207,10 @@ impl GuestMemory {
         };
         let addr = std::ptr::with_exposed_provenance_mut(addr);
         // SAFETY: the range is inside this structure's own mapping, to which no
-        // reference exists, and none of the advice used here changes contents.
-        let done = unsafe { libc::madvise(addr, len, advice) };
+        // reference exists, and no `Advice` changes contents.
+        let done = unsafe { libc::madvise(addr, len, number) };
         if done != 0 {
-            log::debug!("madvise({advice}): {}", std::io::Error::last_os_error());
+            log::debug!("madvise({advice:?}): {}", std::io::Error::last_os_error());
         }
     }
 }

@@ -6,8 +6,10 @@
 //! (it passes over entries that were not accessed), which saves most of the
 //! faults of a small guest's start.
 
+use std::collections::BTreeMap;
+
 use crate::image::Access;
-use crate::memory::{Gpa, HUGE_PAGE, PAGE};
+use crate::memory::{Gpa, HUGE_PAGE, PAGE, u64_of};
 use crate::space::{Mapping, Owner};
 
 const PRESENT: u64 = 1 << 0;
@@ -26,20 +28,37 @@ const TOP_LEVEL: u8 = 4;
 #[derive(Debug)]
 pub(crate) struct PageTables {
     base: Gpa,
-    tables: Vec<Box<[u64; ENTRIES]>>,
+    tables: Vec<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    entries: Box<[u64; ENTRIES]>,
+    /// Which table an entry points to, by the entry's index.
+    children: BTreeMap<usize, usize>,
+}
+
+impl Table {
+    fn new() -> Self {
+        Self {
+            entries: Box::new([0; ENTRIES]),
+            children: BTreeMap::new(),
+        }
+    }
 }
 
 impl PageTables {
     /// Builds the tables of `mappings`, the root first, to stand at `base`.
-    pub(crate) fn build(base: Gpa, mappings: &[Mapping]) -> Self {
+    /// `None` when a table would lie past the last guest-physical address.
+    pub(crate) fn build(base: Gpa, mappings: &[Mapping]) -> Option<Self> {
         let mut tables = Self {
             base,
-            tables: vec![Box::new([0; ENTRIES])],
+            tables: vec![Table::new()],
         };
         for mapping in mappings {
-            tables.map(mapping);
+            tables.map(mapping)?;
         }
-        tables
+        Some(tables)
     }
 
     /// What CR3 holds.
@@ -49,76 +68,72 @@ impl PageTables {
 
     /// Bytes that the tables take.
     pub(crate) fn len(&self) -> u64 {
-        PAGE.saturating_mul(self.tables.len().try_into().unwrap_or(u64::MAX))
+        PAGE.saturating_mul(u64_of(self.tables.len()))
     }
 
     /// Each table's place and contents.
     pub(crate) fn pages(&self) -> impl Iterator<Item = (Gpa, Vec<u8>)> {
         self.tables.iter().zip(0_u64..).map(|(table, index)| {
-            let bytes = table.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-            (self.gpa(index), bytes)
+            let bytes = table.entries.iter().flat_map(|entry| entry.to_le_bytes());
+            (
+                self.base.offset(index.saturating_mul(PAGE)),
+                bytes.collect(),
+            )
         })
     }
 
-    fn gpa(&self, index: u64) -> Gpa {
-        self.base.offset(index.saturating_mul(PAGE))
-    }
-
-    fn map(&mut self, mapping: &Mapping) {
+    fn map(&mut self, mapping: &Mapping) -> Option<()> {
         let mut done = 0;
         while done < mapping.len {
-            let addr = mapping.addr.saturating_add(done);
-            let gpa = mapping.gpa.offset(done);
+            let addr = mapping.addr.checked_add(done)?;
+            let gpa = mapping.gpa.0.checked_add(done)?;
             let large = addr.is_multiple_of(HUGE_PAGE)
-                && gpa.0.is_multiple_of(HUGE_PAGE)
+                && gpa.is_multiple_of(HUGE_PAGE)
                 && mapping.len.saturating_sub(done) >= HUGE_PAGE;
             let (level, size, bit) = if large {
                 (2, HUGE_PAGE, LARGE)
             } else {
                 (1, PAGE, 0)
             };
-            self.set(addr, level, gpa.0 & ADDRESS | leaf_flags(mapping) | bit);
-            done = done.saturating_add(size);
+            self.set(addr, level, gpa & ADDRESS | leaf_flags(mapping) | bit)?;
+            done = done.checked_add(size)?;
         }
+        Some(())
     }
 
     /// Writes the entry for `addr` in its table of `level`, making the tables above.
-    fn set(&mut self, addr: u64, level: u8, entry: u64) {
+    fn set(&mut self, addr: u64, level: u8, entry: u64) -> Option<()> {
         let mut table = 0;
-        for above in (level.saturating_add(1)..=TOP_LEVEL).rev() {
-            table = self.child(table, index(addr, above));
+        for above in (level.checked_add(1)?..=TOP_LEVEL).rev() {
+            table = self.child(table, index(addr, above)?)?;
         }
-        if let Some(slot) = self.slot(table, index(addr, level)) {
-            *slot = entry;
-        }
+        let entries = &mut self.tables.get_mut(table)?.entries;
+        *entries.get_mut(index(addr, level)?)? = entry;
+        Some(())
     }
 
     /// The table that an entry points to, made when there is none.
-    fn child(&mut self, table: usize, index: usize) -> usize {
-        let base = self.base;
+    fn child(&mut self, table: usize, index: usize) -> Option<usize> {
         let new = self.tables.len();
-        let new_gpa = self.gpa(new.try_into().unwrap_or(u64::MAX));
-        let Some(slot) = self.slot(table, index) else {
-            return 0;
-        };
-        if *slot & PRESENT != 0 {
-            let offset = (*slot & ADDRESS).saturating_sub(base.0);
-            return usize::try_from(offset / PAGE).unwrap_or(0);
+        let parent = self.tables.get_mut(table)?;
+        if let Some(child) = parent.children.get(&index) {
+            return Some(*child);
         }
-        *slot = new_gpa.0 & ADDRESS | PRESENT | WRITABLE | USER | ACCESSED;
-        self.tables.push(Box::new([0; ENTRIES]));
-        new
-    }
-
-    fn slot(&mut self, table: usize, index: usize) -> Option<&mut u64> {
-        self.tables.get_mut(table)?.get_mut(index)
+        let gpa = u64_of(new)
+            .checked_mul(PAGE)
+            .and_then(|offset| self.base.0.checked_add(offset))
+            .filter(|gpa| gpa & !ADDRESS == 0)?;
+        *parent.entries.get_mut(index)? = gpa | PRESENT | WRITABLE | USER | ACCESSED;
+        parent.children.insert(index, new);
+        self.tables.push(Table::new());
+        Some(new)
     }
 }
 
-/// Nine bits of the address for each level, from bit 12 up; always below 512.
-fn index(addr: u64, level: u8) -> usize {
-    let shift = u32::from(level).saturating_mul(9).saturating_add(3);
-    usize::try_from(addr.checked_shr(shift).unwrap_or(0) & 0x1FF).unwrap_or(0)
+/// Nine bits of the address for each level, from bit 12 up.
+fn index(addr: u64, level: u8) -> Option<usize> {
+    let shift = u32::from(level).checked_mul(9)?.checked_add(3)?;
+    usize::try_from(addr.checked_shr(shift)? & 0x1FF).ok()
 }
 
 fn leaf_flags(mapping: &Mapping) -> u64 {
@@ -148,7 +163,7 @@ mod tests {
         let mut gpa = BASE.0;
         for level in (1..=4).rev() {
             let table = usize::try_from((gpa - BASE.0) / PAGE).unwrap();
-            let entry = tables.tables[table][super::index(addr, level)];
+            let entry = tables.tables[table].entries[super::index(addr, level).unwrap()];
             if entry & PRESENT == 0 {
                 return None;
             }
@@ -181,7 +196,7 @@ mod tests {
             mapping(0x40_1000, 2 * PAGE, 0x6000, Access::ReadWrite, Owner::Guest),
             mapping(0x40_4000, PAGE, 0x9000, Access::Read, Owner::Host),
         ];
-        let tables = PageTables::build(BASE, &mappings);
+        let tables = PageTables::build(BASE, &mappings).unwrap();
         assert_eq!(tables.len(), 4 * PAGE);
         for mapping in &mappings {
             for page in (0..mapping.len).step_by(PAGE as usize) {
@@ -219,7 +234,7 @@ mod tests {
             Access::ReadWrite,
             Owner::Guest,
         );
-        let tables = PageTables::build(BASE, &[heap]);
+        let tables = PageTables::build(BASE, &[heap]).unwrap();
         assert_eq!(walk(&tables, heap.addr).unwrap().1, PAGE);
         assert_eq!(walk(&tables, heap.addr + (1 << 20)).unwrap().1, HUGE_PAGE);
 
@@ -227,14 +242,14 @@ mod tests {
             gpa: Gpa(0x10_1000),
             ..heap
         };
-        let tables = PageTables::build(BASE, &[skewed]);
+        let tables = PageTables::build(BASE, &[skewed]).unwrap();
         assert_eq!(walk(&tables, heap.addr + (1 << 20)).unwrap().1, PAGE);
     }
 
     #[test]
     fn far_apart_mappings_get_tables_of_their_own() {
         let far = |n: u64| mapping(n << 39, PAGE, n * PAGE, Access::Read, Owner::Guest);
-        let tables = PageTables::build(BASE, &[far(0), far(1), far(127)]);
+        let tables = PageTables::build(BASE, &[far(0), far(1), far(127)]).unwrap();
         assert_eq!(tables.len(), (1 + 3 * 3) * PAGE);
         for n in [0, 1, 127] {
             assert_eq!(walk(&tables, n << 39).unwrap().0 & ADDRESS, n * PAGE);

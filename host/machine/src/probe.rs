@@ -65,7 +65,7 @@ pub fn probe() -> Result<Probe, Error> {
         ),
         capability(
             "KVM_CAP_IMMEDIATE_EXIT",
-            "kicks",
+            "ending a guest's run at once",
             true,
             has(Cap::ImmediateExit),
         ),
@@ -77,14 +77,19 @@ pub fn probe() -> Result<Probe, Error> {
         ),
         capability(
             "KVM_CAP_VCPU_EVENTS",
-            "snapshots",
+            "snapshots, which are to come",
             false,
             has(Cap::VcpuEvents),
         ),
-        capability("KVM_CAP_XSAVE", "snapshots", false, has(Cap::Xsave)),
+        capability(
+            "KVM_CAP_XSAVE",
+            "snapshots, which are to come",
+            false,
+            has(Cap::Xsave),
+        ),
         capability(
             "KVM_CAP_IOEVENTFD",
-            "queue kicks without an exit to user space",
+            "device queues, which are to come",
             false,
             has(Cap::Ioeventfd),
         ),

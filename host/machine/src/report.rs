@@ -51,6 +51,38 @@ impl<'a> Report<'a> {
             None => Ok(()),
         }
     }
+
+    /// A return address belongs to the call before it, which may be the last
+    /// thing in its function.
+    fn return_address(&self, f: &mut fmt::Formatter<'_>, addr: u64) -> fmt::Result {
+        write!(f, "{addr:#018x}")?;
+        let in_call = addr.wrapping_sub(self.bias).wrapping_sub(1);
+        match self.symbols.lookup(in_call) {
+            Some((name, offset)) => write!(f, "  {name} + {:#x}", offset.saturating_add(1)),
+            None => Ok(()),
+        }
+    }
+
+    /// The callers, a run of the same one only once.
+    fn backtrace(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut frames = self.frames.as_slice();
+        if !frames.is_empty() {
+            f.write_str("\n  called from")?;
+        }
+        while let Some((frame, rest)) = frames.split_first() {
+            f.write_str("\n    ")?;
+            self.return_address(f, *frame)?;
+            let same = rest.iter().take_while(|other| *other == frame).count();
+            if same > 0 {
+                write!(f, "\n    the same, {same} times more")?;
+            }
+            frames = rest.get(same..).unwrap_or_default();
+        }
+        if self.frames.len() == FRAMES_MAX {
+            f.write_str("\n    and more")?;
+        }
+        Ok(())
+    }
 }
 
 /// Follows frame pointers: each frame holds the caller's RBP and, above it, the
@@ -148,13 +180,6 @@ impl fmt::Display for Report<'_> {
             ],
         )?;
         write!(f, "  rflags {:#x}", r.rflags)?;
-        for (index, frame) in self.frames.iter().enumerate() {
-            if index == 0 {
-                f.write_str("\n  called from")?;
-            }
-            f.write_str("\n    ")?;
-            self.address(f, *frame)?;
-        }
-        Ok(())
+        self.backtrace(f)
     }
 }

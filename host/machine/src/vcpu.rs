@@ -1,6 +1,8 @@
 //! A vCPU that starts at CPL 3.
 
-use kvm_bindings::{CpuId, KVM_SYNC_X86_REGS, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{
+    CpuId, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
+};
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 
 use crate::Error;
@@ -13,7 +15,10 @@ use crate::memory::Gpa;
 const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
 /// PAE, OSFXSR, OSXMMEXCPT.
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
-/// LME, LMA, NXE. No SCE: `syscall` is an invalid opcode.
+/// Descriptor-table addresses are then not for CPL 3 to read.
+const CR4_UMIP: u64 = 1 << 11;
+/// LME, LMA, NXE. No SCE: `syscall` is an invalid opcode. (KVM-PVM goes to
+/// LSTAR all the same, which is 0: the null page.)
 const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
 /// The always-set bit and IF, as any user program has it; nothing interrupts.
 const RFLAGS: u64 = 1 << 1 | 1 << 9;
@@ -45,14 +50,17 @@ impl Vcpu {
             .map_err(Error::kvm("set the guest's CPUID"))?;
         ioctl::unblock_signals_in_guest(&fd)
             .map_err(|e| Error::kvm("set the signal mask")(kvm_ioctls::Error::from(e)))?;
-        if let Err(e) = ioctl::zero_tsc_offset(&fd) {
-            log::debug!("the guest's TSC has an offset that KVM does not let us set: {e}");
-        }
+        // Without it guest and host would mean different times by one deadline.
+        ioctl::zero_tsc_offset(&fd)
+            .map_err(|_| Error::Missing("KVM_VCPU_TSC_OFFSET, which came with Linux 5.16"))?;
 
         let mut sregs = fd
             .get_sregs()
             .map_err(Error::kvm("read system registers"))?;
         set_up(&mut sregs, root, system);
+        if has_umip(cpuid) {
+            sregs.cr4 |= CR4_UMIP;
+        }
         fd.set_sregs(&sregs)
             .map_err(Error::kvm("set system registers"))?;
         let regs = kvm_regs {
@@ -108,6 +116,13 @@ impl Vcpu {
 
 /// Register sets that KVM must be able to share through the run structure.
 pub(crate) const SYNC_REGS_NEEDED: i32 = KVM_SYNC_X86_REGS.cast_signed();
+
+/// CPUID leaf 7, ECX bit 2 (SDM vol. 2, CPUID).
+fn has_umip(cpuid: &CpuId) -> bool {
+    let leaf = |entry: &&kvm_cpuid_entry2| entry.function == 7 && entry.index == 0;
+    let features = cpuid.as_slice().iter().find(leaf);
+    features.is_some_and(|entry| entry.ecx & 1 << 2 != 0)
+}
 
 fn set_up(sregs: &mut kvm_sregs, root: Gpa, system: &SystemPage) {
     sregs.cr0 = CR0;

@@ -56,9 +56,9 @@ impl fmt::Display for Stop {
         f.write_str(match self {
             Self::Interrupt => "interrupted",
             Self::Terminate => "terminated",
-            Self::HangUp => "its terminal has gone",
-            Self::TimeLimit => "its time limit is over",
-            Self::ConsoleClosed => "its console was closed",
+            Self::HangUp => "ended: the terminal has gone",
+            Self::TimeLimit => "ended: the time limit is over",
+            Self::ConsoleClosed => "ended: nobody reads its output",
         })
     }
 }

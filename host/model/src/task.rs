@@ -86,6 +86,7 @@ pub enum Action {
 pub struct Task {
     state: State,
     limit: Option<Instant>,
+    grace: Duration,
     /// Whether the last wait had [`Interest::STOP`].
     cooperative: bool,
     stopping: Option<Stopping>,
@@ -117,9 +118,17 @@ impl Task {
         Self {
             state: State::New,
             limit,
+            grace: GRACE,
             cooperative: false,
             stopping: None,
         }
+    }
+
+    /// The same with another time than [`GRACE`] between being told and the end.
+    #[must_use]
+    pub const fn with_grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
     }
 
     /// The moment at which a running guest must be interrupted, because this
@@ -150,7 +159,7 @@ impl Task {
             Event::Stop(reason) => {
                 self.stopping = Some(Stopping {
                     reason,
-                    ends: now.after(GRACE),
+                    ends: now.after(self.grace),
                 });
                 self.go_on(now, None)
             }

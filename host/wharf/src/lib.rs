@@ -23,4 +23,5 @@ pub mod cli;
 pub mod doctor;
 pub mod run;
 pub mod scaffold;
+pub mod text;
 pub mod units;

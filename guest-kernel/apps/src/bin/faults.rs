@@ -67,9 +67,7 @@ const WAYS: &[Way] = &[
     ("write-rodata", || {
         write((&raw const RETURN_RODATA).addr() as u64)
     }),
-    ("write-boot-page", || {
-        write((&raw const *boot()).addr() as u64)
-    }),
+    ("write-boot-page", || write(boot().args.addr)),
     ("read-below-image", || read(boot().image.addr - 1)),
     ("read-stack-guard", || read(boot().stack.addr - 8)),
     ("execute-rodata", || {
@@ -82,9 +80,7 @@ const WAYS: &[Way] = &[
     ("execute-heap", || {
         call((&raw const *black_box(Box::new(RETURN))).addr() as u64)
     }),
-    ("execute-boot-page", || {
-        call((&raw const *boot()).addr() as u64)
-    }),
+    ("execute-boot-page", || call(boot().args.addr)),
     // The stack.
     ("stack-overflow", || recurse(0)),
     (
@@ -94,7 +90,7 @@ const WAYS: &[Way] = &[
     ("stack-gone", || execute!("xor esp, esp", "ud2")),
     (
         "stack-in-boot-page",
-        || execute!("mov rsp, {}", "push rax", in(reg) boot()),
+        || execute!("mov rsp, {}", "push rax", in(reg) boot().args.addr),
     ),
     // Exceptions of the processor.
     ("divide", || execute!("xor eax, eax", "cdq", "div eax")),

@@ -227,6 +227,11 @@ pub enum ImageError {
         addr: u64,
         bytes: u64,
     },
+    #[error(
+        "too many relocations: the most is {}",
+        super::relocations::RELOCATIONS_MAX
+    )]
+    TooManyRelocations,
     #[error("relocation {number}: type {kind} is not R_X86_64_RELATIVE (8)")]
     UnsupportedRelocation { number: usize, kind: u32 },
     #[error("relocation {number}: the 8 bytes at {offset:#x} are not inside a writable segment")]

@@ -13,6 +13,11 @@ use super::segments::{self, Segment};
 /// Bytes that one relocation writes.
 const TARGET_BYTES: u64 = 8;
 
+/// Most relocations that an image may have: far more than any program of a few
+/// MiB needs, and few enough to be applied in a fraction of a second. A RELR table
+/// can name 63 words with 8 bytes, so the file's size is no bound.
+pub(super) const RELOCATIONS_MAX: usize = 1_000_000;
+
 /// Words that one RELR bitmap speaks of.
 const BITMAP_WORDS: u64 = 63;
 
@@ -79,6 +84,9 @@ pub(super) fn check(bytes: &[u8], segments: &[Segment], tables: &Tables) -> Resu
 }
 
 fn check_target(segments: &[Segment], number: usize, offset: u64) -> Result<(), ImageError> {
+    if number >= RELOCATIONS_MAX {
+        return Err(ImageError::TooManyRelocations);
+    }
     let inside = segments::containing(segments, offset).is_some_and(|segment| {
         segment.access.is_writable()
             && offset

@@ -1,6 +1,8 @@
 //! Scripts: a line is a moment in milliseconds, what happens then, and what the
 //! task must do.
 
+use std::time::Duration;
+
 use proptest::prelude::{Strategy, any, prop_oneof, proptest};
 use wharf_abi::{Answer, Interest};
 
@@ -193,6 +195,15 @@ fn a_guest_that_asked_is_told_and_given_time() {
             (5_002, Event::Interrupted, stopped(Stop::Terminate)),
         ],
     );
+}
+
+#[test]
+fn the_time_to_finish_is_the_tasks_own() {
+    let mut task = Task::new(None).with_grace(Duration::from_millis(7));
+    task.handle(ms(0), Event::Start);
+    task.handle(ms(0), wait(FOREVER, STOP));
+    task.handle(ms(1), Event::Stop(Stop::Terminate));
+    assert_eq!(task.alarm(), Some(ms(8)));
 }
 
 #[test]

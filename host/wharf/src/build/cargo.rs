@@ -210,6 +210,7 @@ mod tests {
         let binary = Binary {
             manifest: PathBuf::from("/w/apps/Cargo.toml"),
             package_id: "path+file:///w/apps#0.1.0".to_owned(),
+            package: "apps".to_owned(),
             name: "http".to_owned(),
             target_dir: PathBuf::from("/w/target"),
             has_runtime: true,

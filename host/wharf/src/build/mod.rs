@@ -51,6 +51,12 @@ impl Source {
 fn build(source: &PackageSource, options: BuildOptions) -> Result<PathBuf, BuildError> {
     let binary = Binary::find(source)?;
     log::info!("building {} of {}", binary.name, binary.manifest.display());
+    // cargo names executables by binary only. Until this build's is copied, no
+    // other may put one of the same name, from another package, in its place.
+    let _turn = lock(&binary.target_dir.join("wharf")).map_err(|source| BuildError::Install {
+        path: binary.target_dir.join("wharf"),
+        source,
+    })?;
     let executable = cargo::build(&binary, options)?;
     // Before the copy: a refused image must not replace one that runs.
     Image::open(&executable).map_err(|error| match error {
@@ -68,6 +74,15 @@ fn build(source: &PackageSource, options: BuildOptions) -> Result<PathBuf, Build
         source,
     })?;
     Ok(artefact)
+}
+
+/// Waits for this process's turn to build there, which lasts until the file is
+/// dropped.
+fn lock(directory: &Path) -> io::Result<File> {
+    fs::create_dir_all(directory)?;
+    let file = File::create(directory.join(".lock"))?;
+    file.lock()?;
+    Ok(file)
 }
 
 /// Copies a file so that whoever opens `to` at any time finds a whole one.

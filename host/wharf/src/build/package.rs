@@ -17,6 +17,8 @@ pub(super) struct Binary {
     pub(super) manifest: PathBuf,
     /// The package, as cargo takes it.
     pub(super) package_id: String,
+    /// The package's name.
+    pub(super) package: String,
     /// The binary.
     pub(super) name: String,
     /// The package's, or its workspace's, target directory.
@@ -48,6 +50,7 @@ impl Binary {
         let kind = if position_independent { "" } else { ".fixed" };
         self.target_dir
             .join("wharf")
+            .join(&self.package)
             .join(format!("{}{kind}.elf", self.name))
     }
 }
@@ -70,6 +73,7 @@ fn choose(
     Ok(Binary {
         manifest: manifest.to_owned(),
         package_id: package.id.repr.clone(),
+        package: package.name.to_string(),
         name: choose_name(package, source)?.to_owned(),
         target_dir: metadata.target_directory.clone().into(),
         has_runtime: has_runtime(package),
@@ -175,10 +179,13 @@ mod tests {
         let binary = choose_of("/w/apps", &[("lib", "apps"), ("bin", "http")], None).unwrap();
         assert_eq!(binary.name, "http");
         assert_eq!(binary.package_id, "path+file:///w/apps#0.1.0");
-        assert_eq!(binary.artefact(true), Path::new("/w/target/wharf/http.elf"));
+        assert_eq!(
+            binary.artefact(true),
+            Path::new("/w/target/wharf/apps/http.elf")
+        );
         assert_eq!(
             binary.artefact(false),
-            Path::new("/w/target/wharf/http.fixed.elf")
+            Path::new("/w/target/wharf/apps/http.fixed.elf")
         );
         assert!(binary.has_runtime);
     }

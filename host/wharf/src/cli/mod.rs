@@ -19,6 +19,7 @@ use clap_complete::Shell;
 use log::LevelFilter;
 
 use crate::build::Progress;
+use crate::text::one_line;
 
 /// Exit status of wharf's own refusals and errors.
 const REFUSED: u8 = 125;
@@ -53,7 +54,7 @@ enum Command {
     /// Build a unikernel, and print the path of its image
     ///
     /// Needs Rust 1.95 or later for the machine's own target, and nothing else. The
-    /// image goes to wharf/BIN.elf in the package's target directory, when it is one
+    /// image goes to wharf/PACKAGE/BIN.elf in the package's target directory, when it is one
     /// that `wharf run` accepts.
     Build(build::Args),
     /// Make a package to start from
@@ -125,7 +126,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            output::complain(&output::one_line(&error));
+            output::complain(&one_line(error.as_ref()));
             ExitCode::from(REFUSED)
         }
     }

@@ -1,8 +1,10 @@
 //! What goes to standard output and standard error, and in which form.
 
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 
 use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, poll};
 
 /// Writes a result. A reader that has seen enough, such as `head`, is no error.
 pub(super) fn print(result: &[u8]) -> anyhow::Result<()> {
@@ -13,68 +15,29 @@ pub(super) fn print(result: &[u8]) -> anyhow::Result<()> {
     }
 }
 
-/// Says on standard error what went wrong. When even that fails there is nobody
+/// How long a message waits for somebody to read standard error. A reader that
+/// is stuck must not keep wharf from ending.
+const PATIENCE_MS: u16 = 500;
+
+/// Says on standard error what went wrong. When nobody reads it, there is nobody
 /// to tell.
 pub(super) fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "wharf: {message}");
+    let line = format!("wharf: {message}\n");
+    let stderr = io::stderr();
+    // As much at a time as a pipe that polls writable takes without blocking.
+    for piece in line.as_bytes().chunks(4096) {
+        let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        match poll(&mut fds, PATIENCE_MS) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        if stderr.lock().write_all(piece).is_err() {
+            return;
+        }
+    }
 }
 
 /// Whether standard output shows colours, and the operator wants them.
 pub(super) fn colour() -> bool {
     io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-}
-
-/// An error and its causes on one line. A cause that the message before it ends
-/// with already is not repeated.
-pub(super) fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain() {
-        let cause = printable(&cause.to_string());
-        if line.contains(&cause) {
-            continue;
-        }
-        if !line.is_empty() {
-            line.push_str(": ");
-        }
-        line.push_str(&cause);
-    }
-    line
-}
-
-/// Paths and arguments may hold anything, terminal controls included.
-fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() {
-            printable.extend(c.escape_default());
-        } else {
-            printable.push(c);
-        }
-    }
-    printable
-}
-
-#[cfg(test)]
-mod tests {
-    use anyhow::anyhow;
-
-    use super::one_line;
-
-    #[test]
-    fn causes_are_joined() {
-        let error = anyhow!("not a directory").context("cannot enter x");
-        assert_eq!(one_line(&error), "cannot enter x: not a directory");
-    }
-
-    #[test]
-    fn a_cause_that_was_told_is_not_repeated() {
-        let error = anyhow!("busy").context("KVM could not run: busy (try again)");
-        assert_eq!(one_line(&error), "KVM could not run: busy (try again)");
-    }
-
-    #[test]
-    fn it_is_one_line_whatever_a_path_holds() {
-        let error = anyhow!("a\nb").context("\x1b[31mred\u{9b}");
-        assert_eq!(one_line(&error), "\\u{1b}[31mred\\u{9b}: a\\nb");
-    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::ValueHint;
-use wharf_machine::BootConfig;
 use wharf_machine::image::Image;
 use wharf_machine::layout::MEMORY_DEFAULT;
+use wharf_machine::{Args as GuestArgs, BootConfig};
 use wharf_model::Outcome;
 
 use super::output;
@@ -55,7 +55,7 @@ pub(super) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
-    let guest_args = args
+    let guest_args: Vec<String> = args
         .args
         .into_iter()
         .map(text)
@@ -68,21 +68,22 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
     let config = RunConfig {
         boot: BootConfig {
             memory: args.memory.unwrap_or(MEMORY_DEFAULT),
-            args: guest_args,
+            args: GuestArgs::new(guest_args)?,
             generation: 1,
         },
         limit: args.timeout,
     };
     let finished = run::run(&image, &config)?;
-    let complain = |what: &dyn std::fmt::Display| match &args.name {
-        Some(name) => output::complain(&format!("{name}: {what}")),
-        None => output::complain(&what.to_string()),
-    };
+    let name = args.name.unwrap_or_else(|| image.manifest().name.clone());
+    let complain = |what: &dyn std::fmt::Display| output::complain(&format!("{name}: {what}"));
     if let Some(report) = finished.report {
         complain(&report);
     }
     if let Outcome::Stopped(stop) = finished.outcome {
         complain(&stop);
+    }
+    if let Some(lost) = &finished.lost {
+        complain(lost);
     }
     if args.stats {
         complain(&finished.stats);

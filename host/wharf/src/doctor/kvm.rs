@@ -48,7 +48,8 @@ fn closed(facts: &Facts, errno: Errno) -> Finding {
         Errno::EACCES => Finding::missing(
             DEVICE,
             format!("does not open: {reason}"),
-            "join the device's group, then log in anew: sudo usermod -aG kvm \"$USER\"",
+            "if its group is kvm, join it and log in anew: sudo usermod -aG kvm \"$USER\"; \
+             if it is root's alone: sudo setfacl -m u:\"$USER\":rw /dev/kvm",
         ),
         Errno::EPERM => Finding::missing(
             DEVICE,

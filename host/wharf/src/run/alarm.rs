@@ -12,7 +12,7 @@ use super::{RunError, refused};
 
 /// What the alarm sends. Blocked by [`super::signals::Signals`], so that it is
 /// never lost: it ends `KVM_RUN` also when it comes just before it.
-pub(super) const SIGNAL: Signal = Signal::SIGALRM;
+pub(crate) const SIGNAL: Signal = Signal::SIGALRM;
 
 /// A timer that signals this thread. Made when first needed: many runs never
 /// wait and have no time limit.
@@ -20,13 +20,13 @@ pub(super) const SIGNAL: Signal = Signal::SIGALRM;
 /// It is never disarmed. It may ring when nobody needs it any more, or a little
 /// early by the guest's clock; who hears it looks at that clock and goes on.
 #[derive(Default)]
-pub(super) struct Alarm {
+pub(crate) struct Alarm {
     timer: Option<Timer>,
 }
 
 impl Alarm {
     /// Rings when `left` is over, instead of whenever it was to ring before.
-    pub(super) fn set(&mut self, left: Duration) -> Result<(), RunError> {
+    pub(crate) fn set(&mut self, left: Duration) -> Result<(), RunError> {
         let timer = match &mut self.timer {
             Some(timer) => timer,
             none => none.insert(new_timer()?),

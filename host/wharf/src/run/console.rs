@@ -1,11 +1,14 @@
 //! Standard output as a guest's console: bounded, and never waited for.
 //!
-//! A write happens only when the file polls writable, and is at most
-//! [`CONSOLE_WRITE_MAX`] = `PIPE_BUF` bytes, which a pipe then takes without
-//! blocking. Terminals and sockets make no such promise: they are opened anew
-//! as non-blocking, which leaves other users of the file as they are.
+//! Pipes and terminals are opened anew as non-blocking, which leaves other users
+//! of the file as they are; sockets are asked not to block with each write. Where
+//! a pipe cannot be opened anew, a write is at most [`CONSOLE_WRITE_MAX`] =
+//! `PIPE_BUF` bytes and happens only when it polls writable, which suffices
+//! unless somebody else writes to the same pipe.
 
-use std::fs::{File, OpenOptions};
+use std::cell::RefCell;
+use std::fmt;
+use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -22,6 +25,21 @@ const _: () = assert!(CONSOLE_WRITE_MAX == 4096, "PIPE_BUF, on Linux");
 pub(super) struct Console {
     file: File,
     socket: bool,
+    lost: RefCell<Option<Lost>>,
+}
+
+/// Console output that nobody will see.
+#[derive(Debug)]
+pub struct Lost {
+    bytes: u64,
+    error: io::Error,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, error } = self;
+        write!(f, "{bytes} bytes of console output were lost: {error}")
+    }
 }
 
 /// What became of a write.
@@ -49,17 +67,31 @@ impl Console {
         let file = File::from(fd);
         let kind = file.metadata().map(|metadata| metadata.file_type()).ok();
         let socket = kind.as_ref().is_some_and(FileTypeExt::is_socket);
-        if kind.as_ref().is_some_and(FileTypeExt::is_char_device) {
+        let waits = |kind: &FileType| kind.is_char_device() || kind.is_fifo();
+        if kind.as_ref().is_some_and(waits) {
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let anew = OpenOptions::new()
                 .write(true)
                 .custom_flags(nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY)
                 .open(path);
             if let Ok(file) = anew {
-                return Self { file, socket };
+                return Self::of(file, socket);
             }
         }
-        Self { file, socket }
+        Self::of(file, socket)
+    }
+
+    fn of(file: File, socket: bool) -> Self {
+        Self {
+            file,
+            socket,
+            lost: RefCell::new(None),
+        }
+    }
+
+    /// What was lost so far, if anything was.
+    pub(super) fn into_lost(self) -> Option<Lost> {
+        self.lost.into_inner()
     }
 
     /// What to poll before a write.
@@ -79,20 +111,26 @@ impl Console {
             (&self.file).write(bytes)
         };
         match result {
-            Ok(len) => Written::Bytes(len.try_into().unwrap_or(0)),
+            Ok(len) => Written::Bytes(len.try_into().unwrap_or(u64::MAX)),
             Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 Written::Later
             }
             Err(e) if e.kind() == ErrorKind::BrokenPipe => Written::Closed,
             Err(e) => {
-                // A full disk must not stop the task: what it says is lost.
-                log::warn!("console output lost: {e}");
-                Written::Bytes(bytes.len().try_into().unwrap_or(0))
+                // A full disk must not stop the task: what it says is lost. Said
+                // at the end, and once: a guest can make this happen at will.
+                let mut lost = self.lost.borrow_mut();
+                let lost = lost.get_or_insert(Lost { bytes: 0, error: e });
+                let len = bytes.len().try_into().unwrap_or(u64::MAX);
+                lost.bytes = lost.bytes.saturating_add(len);
+                Written::Bytes(bytes.len().try_into().unwrap_or(u64::MAX))
             }
         }
     }
 }
 
 fn errno(error: &io::Error) -> nix::Error {
-    nix::Error::from_raw(error.raw_os_error().unwrap_or(0))
+    error
+        .raw_os_error()
+        .map_or(nix::Error::EIO, nix::Error::from_raw)
 }

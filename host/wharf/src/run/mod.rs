@@ -5,7 +5,7 @@
 //! inside the guest and inside [`Signals::wait`](signals::Signals::wait), so
 //! none is lost and none needs a handler.
 
-mod alarm;
+pub(crate) mod alarm;
 mod console;
 mod signals;
 
@@ -18,6 +18,7 @@ use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
 use wharf_model::{Action, Event, Instant, Outcome, Task};
 
 use alarm::Alarm;
+pub use console::Lost;
 use console::{Console, Written};
 use signals::{Signals, Wake};
 
@@ -37,6 +38,8 @@ pub struct Finished {
     pub outcome: Outcome,
     /// Several printable lines, when the guest faulted.
     pub report: Option<String>,
+    /// What of its output could not be written, if anything.
+    pub lost: Option<Lost>,
     /// What the run consisted of.
     pub stats: Stats,
 }
@@ -52,6 +55,8 @@ pub struct Stats {
     pub writes: u64,
     /// Of these, because of a signal or the alarm.
     pub interruptions: u64,
+    /// Of these, to end: 0 when the host ended it.
+    pub ends: u64,
     /// From the first instruction to the end.
     pub elapsed: Duration,
 }
@@ -60,11 +65,12 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "exits {} (waits {}, writes {}, interruptions {}) in {:.3} ms",
+            "exits {} (waits {}, writes {}, interruptions {}, end {}) in {:.3} ms",
             self.exits,
             self.waits,
             self.writes,
             self.interruptions,
+            self.ends,
             self.elapsed.as_secs_f64() * 1e3
         )
     }
@@ -102,17 +108,20 @@ pub enum RunError {
 ///
 /// When the host cannot start or run it; what the guest does is never an error.
 pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
-    if let Some(device) = image.manifest().devices.first() {
-        return Err(RunError::Device {
-            image: image.manifest().name.clone(),
-            kind: device.kind.as_str(),
-            device: device.name.clone(),
-        });
-    }
-    let signals = Signals::block()?;
+    refuse_devices(image)?;
+    let start = std::time::Instant::now();
     let hypervisor = Hypervisor::open()?;
     let machine = Machine::boot(&hypervisor, image, &config.boot)?;
-    let limit = config.limit.map(|limit| now(&machine).after(limit));
+    log::info!(
+        "booted {} {}",
+        image.manifest().name,
+        image.manifest().version
+    );
+    log::debug!("{:#x?}", machine.layout());
+    // Until here a signal simply ends the process: there is nothing to end well.
+    let signals = Signals::block()?;
+    let left = |limit: Duration| limit.saturating_sub(start.elapsed());
+    let limit = config.limit.map(|limit| now(&machine).after(left(limit)));
     Foreground {
         image,
         machine,
@@ -125,6 +134,22 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
         stats: Stats::default(),
     }
     .run()
+}
+
+/// Refuses an image that wants a device: there is nothing to attach to one yet.
+///
+/// # Errors
+///
+/// [`RunError::Device`], for the first.
+pub(crate) fn refuse_devices(image: &Image) -> Result<(), RunError> {
+    match image.manifest().devices.first() {
+        None => Ok(()),
+        Some(device) => Err(RunError::Device {
+            image: image.manifest().name.clone(),
+            kind: device.kind.as_str(),
+            device: device.name.clone(),
+        }),
+    }
 }
 
 /// The guest's clock is the only one here: a deadline then is what the guest
@@ -164,6 +189,7 @@ impl Foreground<'_> {
                     return Ok(Finished {
                         outcome,
                         report: self.report,
+                        lost: self.console.into_lost(),
                         stats: self.stats,
                     });
                 }
@@ -174,8 +200,12 @@ impl Foreground<'_> {
     /// Turns an exit into what the model understands.
     fn take(&mut self, exit: Exit) -> Result<Event, RunError> {
         count(&mut self.stats.exits);
+        log::trace!("{exit:?}");
         match exit {
-            Exit::Call(Call::Exit { status }) => Ok(Event::Exit { status }),
+            Exit::Call(Call::Exit { status }) => {
+                count(&mut self.stats.ends);
+                Ok(Event::Exit { status })
+            }
             Exit::Call(Call::Wait {
                 deadline_ns,
                 interest,
@@ -198,7 +228,10 @@ impl Foreground<'_> {
                 count(&mut self.stats.interruptions);
                 Ok(self.signals.take()?.map_or(Event::Interrupted, Event::Stop))
             }
-            Exit::Fault(fault) => Ok(self.fault(&fault)),
+            Exit::Fault(fault) => {
+                count(&mut self.stats.ends);
+                Ok(self.fault(&fault))
+            }
         }
     }
 

@@ -9,12 +9,24 @@ use wharf_model::Stop;
 
 use super::{RunError, alarm, refused};
 
-/// SIGINT, SIGTERM, SIGHUP and the alarm, blocked for this thread.
+/// The signals that ask for an end.
+const STOPS: [(Signal, Stop); 3] = [
+    (Signal::SIGINT, Stop::Interrupt),
+    (Signal::SIGTERM, Stop::Terminate),
+    (Signal::SIGHUP, Stop::HangUp),
+];
+
+/// SIGINT, SIGTERM, SIGHUP and the alarm, blocked for this thread. Those of the
+/// first three that whoever started wharf has it ignore stay ignored.
 ///
 /// The vCPU runs with them unblocked (see wharf-machine), so they end `KVM_RUN`
 /// at once, and stay pending until [`Signals::take`] or [`Signals::wait`].
+///
+/// Dropped, it lets the first three do what they always do: whatever the process
+/// does after a run, a signal ends it.
 pub(super) struct Signals {
     fd: SignalFd,
+    stops: SigSet,
 }
 
 /// Why a wait ended.
@@ -31,30 +43,34 @@ pub(super) enum Wake {
 impl Signals {
     /// Blocks the signals. Programs that this thread starts would inherit that.
     pub(super) fn block() -> Result<Self, RunError> {
-        let mut set = SigSet::empty();
-        for signal in [
-            Signal::SIGINT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-            alarm::SIGNAL,
-        ] {
-            set.add(signal);
+        let ignored = ignored();
+        let mut stops = SigSet::empty();
+        for (signal, _) in STOPS {
+            if !ignored.contains(signal) {
+                stops.add(signal);
+            }
         }
-        set.thread_block().map_err(refused("to block signals"))?;
+        let mut taken = stops;
+        taken.add(alarm::SIGNAL);
+        // Past `ulimit -f` a write fails with EFBIG, which is enough.
+        let mut blocked = taken;
+        blocked.add(Signal::SIGXFSZ);
+        blocked
+            .thread_block()
+            .map_err(refused("to block signals"))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let fd = SignalFd::with_flags(&set, flags).map_err(refused("a signalfd"))?;
-        Ok(Self { fd })
+        let fd = SignalFd::with_flags(&taken, flags).map_err(refused("a signalfd"))?;
+        Ok(Self { fd, stops })
     }
 
     /// Takes the pending signals, if any, and tells the first that is no alarm.
     pub(super) fn take(&self) -> Result<Option<Stop>, RunError> {
         while let Some(signal) = self.fd.read_signal().map_err(refused("to read a signal"))? {
-            let number = i32::try_from(signal.ssi_signo).unwrap_or(0);
-            match Signal::try_from(number) {
-                Ok(Signal::SIGINT) => return Ok(Some(Stop::Interrupt)),
-                Ok(Signal::SIGTERM) => return Ok(Some(Stop::Terminate)),
-                Ok(Signal::SIGHUP) => return Ok(Some(Stop::HangUp)),
-                _ => {}
+            let number = i32::try_from(signal.ssi_signo).ok();
+            let signal = number.and_then(|number| Signal::try_from(number).ok());
+            let stop = STOPS.iter().find(|(stop, _)| Some(*stop) == signal);
+            if let Some((_, stop)) = stop {
+                return Ok(Some(*stop));
             }
         }
         Ok(None)
@@ -76,4 +92,33 @@ impl Signals {
         let ready = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true));
         Ok(if ready { Wake::Ready } else { Wake::Alarm })
     }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // The alarm stays blocked: it may be pending, and would end the process.
+        let _ = self.stops.thread_unblock();
+    }
+}
+
+/// The signals that this process was started to ignore (proc(5), `SigIgn`);
+/// none when the kernel does not tell.
+fn ignored() -> SigSet {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
+    let is_ignored = |signal: Signal| match signal {
+        Signal::SIGHUP => mask & 1 << 0 != 0,
+        Signal::SIGINT => mask & 1 << 1 != 0,
+        Signal::SIGTERM => mask & 1 << 14 != 0,
+        _ => false,
+    };
+    STOPS
+        .into_iter()
+        .map(|(signal, _)| signal)
+        .filter(|signal| is_ignored(*signal))
+        .collect()
 }
