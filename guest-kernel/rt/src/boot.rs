@@ -54,12 +54,7 @@ pub fn boot() -> BootPage {
 
 /// Returns how to read time, as [`boot`] would.
 pub(crate) fn clock() -> Clock {
-    match page() {
-        // SAFETY: the pointer is a `BootPointer`'s, and stays good; so does that
-        // of a field of what it points to.
-        Some(page) => unsafe { (&raw const (*page).clock).read_volatile() },
-        None => ABSENT.clock,
-    }
+    boot().clock
 }
 
 fn page() -> Option<*const BootPage> {

@@ -131,7 +131,7 @@ impl Layout {
         }
         let mut planner = Planner::new(image, random)?;
         let parts = planner.place_parts(args_len)?;
-        planner.finish(memory, parts)
+        planner.finish(memory, &parts)
     }
 }
 
@@ -213,7 +213,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Fits page tables and heap into what is left of the memory.
-    fn finish(mut self, memory: u64, parts: Parts) -> Result<Layout, LayoutError> {
+    fn finish(mut self, memory: u64, parts: &Parts) -> Result<Layout, LayoutError> {
         let after_guard = sum(parts.stack.end(), PAGE)?;
         let (heap, tables) = self.fit_heap(memory, after_guard)?;
         let tables_at = self.gpa;

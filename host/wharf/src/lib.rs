@@ -19,7 +19,10 @@
 )]
 
 pub mod build;
+pub mod cell;
 pub mod cli;
+pub mod config;
+pub mod control;
 pub mod doctor;
 pub mod run;
 pub mod scaffold;

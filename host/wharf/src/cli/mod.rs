@@ -2,14 +2,25 @@
 //! status.
 //!
 //! Each command is a file with its arguments and a `run` that returns an exit
-//! status. Results go to standard output by [`output::print`]; an error becomes
+//! status. Results go to standard output by `output::print`; an error becomes
 //! one line on standard error here.
 
 mod build;
 mod doctor;
+mod down;
+mod events;
+mod host;
+mod logs;
 mod new;
 mod output;
+mod ps;
+mod restart;
 mod run;
+mod stop;
+mod table;
+mod top;
+mod up;
+mod usage;
 
 use std::env;
 use std::process::ExitCode;
@@ -65,6 +76,26 @@ enum Command {
     /// tools that build guests. The exit status is 0 when guests can run here, 125
     /// otherwise; a warning means that something is slower or will not work.
     Doctor(doctor::Args),
+    /// Bring up the tasks of a TOML file and stay with them
+    ///
+    /// The first ctrl-C or SIGTERM stops them in reverse order, the second at once.
+    Up(up::Args),
+    /// Stop all tasks and end the host
+    Down(down::Args),
+    /// List tasks, their states and what they used
+    Ps(ps::Args),
+    /// Show what a task wrote to its console
+    Logs(logs::Args),
+    /// Stop a task, or one replica of it, for good
+    Stop(stop::Args),
+    /// Begin a new generation of a task, or of one replica
+    Restart(restart::Args),
+    /// Show what happened: starts, ends, faults
+    Events(events::Args),
+    /// Watch what tasks use, the busiest first
+    ///
+    /// Without a terminal it prints one second's rates and ends.
+    Top(top::Args),
     /// Print a shell's completions for wharf
     ///
     /// Where they go depends on the shell, for example:
@@ -121,6 +152,14 @@ pub fn main() -> ExitCode {
         Command::Build(args) => build::run(&args, verbosity.progress()),
         Command::New(args) => new::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Up(args) => up::run(&args, verbosity.progress()),
+        Command::Down(args) => down::run(&args),
+        Command::Ps(args) => ps::run(&args),
+        Command::Logs(args) => logs::run(&args),
+        Command::Stop(args) => stop::run(&args),
+        Command::Restart(args) => restart::run(&args),
+        Command::Events(args) => events::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Completions { shell } => completions(shell),
     };
     match result {
@@ -170,6 +209,16 @@ mod tests {
             "wharf build apps#http --no-pie -q",
             "wharf new guest x/demo",
             "wharf doctor --json",
+            "wharf up",
+            "wharf up x.toml --detach --strict --socket s",
+            "wharf up --check",
+            "wharf ps --json --socket s",
+            "wharf logs web.0 -f --tail 5",
+            "wharf stop web --no-wait",
+            "wharf restart web.1",
+            "wharf down --no-wait",
+            "wharf events -f --json",
+            "wharf top --json",
             "wharf completions zsh",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -2,7 +2,7 @@
 //!
 //! One thread does everything. It enters the guest, turns each exit into an
 //! event, asks the model what to do, and does it. Signals are blocked except
-//! inside the guest and inside [`Signals::wait`](signals::Signals::wait), so
+//! inside the guest and inside `Signals::wait`, so
 //! none is lost and none needs a handler.
 
 pub(crate) mod alarm;

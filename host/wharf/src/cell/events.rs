@@ -1,0 +1,93 @@
+//! What happened, kept for a while, for whoever asks or follows.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::protocol::{Event, EventKind};
+
+/// Events that are kept.
+pub const EVENTS_KEPT: usize = 4096;
+
+/// The last events of a cell, each with a number that is never used again.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    last: u64,
+}
+
+impl EventLog {
+    /// Adds an event that happens now.
+    pub fn add(&self, task: Option<String>, generation: u64, kind: EventKind, detail: String) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let mut inner = self.lock();
+        inner.last = inner.last.saturating_add(1);
+        let event = Event {
+            seq: inner.last,
+            time_ns: now.as_nanos().try_into().unwrap_or(u64::MAX),
+            task,
+            generation,
+            kind,
+            detail,
+        };
+        log::info!(
+            "{} {:?} {}",
+            event.task.as_deref().unwrap_or("cell"),
+            event.kind,
+            event.detail.lines().next().unwrap_or_default()
+        );
+        inner.events.push_back(event);
+        if inner.events.len() > EVENTS_KEPT {
+            inner.events.pop_front();
+        }
+    }
+
+    /// The kept events with numbers above `seq`, oldest first, at most `limit`.
+    #[must_use]
+    pub fn after(&self, seq: u64, limit: usize) -> Vec<Event> {
+        let inner = self.lock();
+        let skip = inner.events.partition_point(|event| event.seq <= seq);
+        inner
+            .events
+            .iter()
+            .skip(skip)
+            .take(limit)
+            .cloned()
+            .collect()
+    }
+
+    /// Number of the last event; 0 before the first.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.lock().last
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EVENTS_KEPT, EventLog};
+    use crate::cell::protocol::EventKind;
+
+    #[test]
+    fn old_events_go_and_numbers_stay() {
+        let log = EventLog::default();
+        for _ in 0..EVENTS_KEPT + 10 {
+            log.add(None, 0, EventKind::Up, String::new());
+        }
+        let all = log.after(0, usize::MAX);
+        assert_eq!((all.len(), all[0].seq), (EVENTS_KEPT, 11));
+        assert_eq!(log.after(log.last(), 10), []);
+        assert_eq!(log.after(log.last() - 2, 1)[0].seq, log.last() - 1);
+    }
+}

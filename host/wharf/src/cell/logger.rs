@@ -1,0 +1,223 @@
+//! Console output to files, by a thread that may block so that no worker does.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::{CellError, LogFile};
+
+/// Bytes of one task that may wait to be written. With more, the task waits.
+const BEHIND_MAX: usize = 256 * 1024;
+
+/// A task's log file, as its worker sees it: a place in the thread's queue.
+#[derive(Debug)]
+pub(super) struct LogTarget {
+    file: usize,
+    behind: Arc<AtomicUsize>,
+    pieces: Sender<Piece>,
+}
+
+/// The thread, before it starts: it has to know all files first.
+#[derive(Debug, Default)]
+pub(super) struct Logger {
+    files: Vec<RotatedFile>,
+}
+
+#[derive(Debug)]
+struct Piece {
+    file: usize,
+    bytes: Vec<u8>,
+    behind: Arc<AtomicUsize>,
+}
+
+impl Logger {
+    /// Adds a file and returns its number.
+    pub(super) fn add(&mut self, log: &LogFile) -> usize {
+        self.files.push(RotatedFile::new(log.clone()));
+        self.files.len().saturating_sub(1)
+    }
+
+    /// Starts the thread, which ends when the last target has gone, and returns
+    /// what makes targets of numbers. Costs nothing without files.
+    pub(super) fn start(self) -> Result<impl Fn(usize) -> Arc<LogTarget>, CellError> {
+        let (pieces, inbox) = unbounded();
+        if !self.files.is_empty() {
+            std::thread::Builder::new()
+                .name("log files".to_owned())
+                .spawn(move || write_all(self.files, &inbox))
+                .map_err(CellError::Thread)?;
+        }
+        Ok(move |file| {
+            Arc::new(LogTarget {
+                file,
+                behind: Arc::default(),
+                pieces: pieces.clone(),
+            })
+        })
+    }
+}
+
+impl LogTarget {
+    /// Passes bytes on to the thread; false when it is too far behind.
+    pub(super) fn append(&self, bytes: &[u8]) -> bool {
+        if self.behind.load(Ordering::Relaxed) >= BEHIND_MAX {
+            return false;
+        }
+        self.behind.fetch_add(bytes.len(), Ordering::Relaxed);
+        // A thread that is gone loses output and stops nobody.
+        let _ = self.pieces.send(Piece {
+            file: self.file,
+            bytes: bytes.to_vec(),
+            behind: Arc::clone(&self.behind),
+        });
+        true
+    }
+}
+
+fn write_all(mut files: Vec<RotatedFile>, inbox: &Receiver<Piece>) {
+    while let Ok(piece) = inbox.recv() {
+        if let Some(file) = files.get_mut(piece.file) {
+            file.append(&piece.bytes);
+        }
+        piece.behind.fetch_sub(piece.bytes.len(), Ordering::Relaxed);
+    }
+}
+
+/// A file that is renamed when it is full.
+#[derive(Debug)]
+struct RotatedFile {
+    log: LogFile,
+    /// The file and its length, when it is open.
+    open: Option<(File, u64)>,
+    /// Whether it was said that writing fails; a guest decides how often it does.
+    said: bool,
+}
+
+impl RotatedFile {
+    fn new(log: LogFile) -> Self {
+        Self {
+            log,
+            open: None,
+            said: false,
+        }
+    }
+
+    /// Appends; what cannot be written is lost, and that is said once until
+    /// writing works again.
+    fn append(&mut self, bytes: &[u8]) {
+        match self.try_append(bytes) {
+            Ok(()) => self.said = false,
+            Err(e) => {
+                self.open = None;
+                if !std::mem::replace(&mut self.said, true) {
+                    log::warn!("{}: console output is lost: {e}", self.log.file.display());
+                }
+            }
+        }
+    }
+
+    fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let full = |open: &(File, u64)| open.1 >= self.log.size;
+        if self.open.as_ref().is_some_and(full) {
+            self.open = None;
+            self.rotate()?;
+        }
+        if self.open.is_none() {
+            let file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.log.file)?;
+            let len = file.metadata()?.len();
+            self.open = Some((file, len));
+        }
+        if let Some((file, len)) = &mut self.open {
+            file.write_all(bytes)?;
+            *len = len.saturating_add(bytes.len().try_into().unwrap_or(u64::MAX));
+        }
+        Ok(())
+    }
+
+    /// `file` becomes `file.1`, which becomes `file.2` before, and so on.
+    fn rotate(&self) -> io::Result<()> {
+        for number in (1..self.log.keep).rev() {
+            let (from, to) = (
+                self.numbered(number),
+                self.numbered(number.saturating_add(1)),
+            );
+            if from.exists() {
+                fs::rename(from, to)?;
+            }
+        }
+        if self.log.keep == 0 {
+            fs::remove_file(&self.log.file)
+        } else {
+            fs::rename(&self.log.file, self.numbered(1))
+        }
+    }
+
+    fn numbered(&self, number: u32) -> PathBuf {
+        let mut name = self.log.file.clone().into_os_string();
+        name.push(format!(".{number}"));
+        PathBuf::from(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{LogFile, RotatedFile};
+
+    #[test]
+    fn full_files_are_kept_up_to_their_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.log");
+        let log = LogFile {
+            file: file.clone(),
+            size: 4,
+            keep: 2,
+        };
+        let mut rotated = RotatedFile::new(log);
+        for piece in ["aaaa", "bbbb", "cccc", "d"] {
+            rotated.append(piece.as_bytes());
+        }
+        let read = |suffix: &str| {
+            fs::read_to_string(format!("{}{suffix}", file.display())).unwrap_or_default()
+        };
+        assert_eq!(
+            [read(""), read(".1"), read(".2"), read(".3")],
+            ["d", "cccc", "bbbb", ""]
+        );
+    }
+
+    #[test]
+    fn a_file_that_was_there_is_appended_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.log");
+        fs::write(&file, "old ").unwrap();
+        let log = LogFile {
+            file: file.clone(),
+            size: 100,
+            keep: 0,
+        };
+        RotatedFile::new(log).append(b"new");
+        assert_eq!(fs::read_to_string(file).unwrap(), "old new");
+    }
+
+    #[test]
+    fn a_disk_that_is_full_loses_output_and_nothing_else() {
+        let log = LogFile {
+            file: "/dev/full".into(),
+            size: 100,
+            keep: 0,
+        };
+        let mut rotated = RotatedFile::new(log);
+        rotated.append(b"x");
+        rotated.append(b"y");
+        assert!(rotated.said);
+    }
+}

@@ -1,0 +1,196 @@
+//! What a cell is told and what it tells: owned values that could as well cross
+//! a socket, so that a cell can become a process of its own one day.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A task, or one replica of it: `web` or `web.1`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Selector {
+    /// The task's name in the configuration.
+    pub name: String,
+    /// Which replica, from 0; all when there is none.
+    pub index: Option<u32>,
+}
+
+/// A selector that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no task: write NAME or NAME.INDEX, such as web or web.1")]
+pub struct SelectorError {
+    /// What was written.
+    pub text: String,
+}
+
+/// Where a replica is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskState {
+    /// Its virtual machine is being made, or it waits out a back-off before that.
+    Starting,
+    /// It could run, and another one does.
+    Ready,
+    /// It runs.
+    Running,
+    /// It waits for a time or an event.
+    Waiting,
+    /// It ended by itself or was stopped, and is not to run again.
+    Stopped,
+    /// It broke a rule or could not be started, and is not to run again.
+    Faulted,
+}
+
+/// One replica of a task, as `wharf ps` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TaskStatus {
+    /// The task's name.
+    pub name: String,
+    /// Which replica, from 0.
+    pub index: u32,
+    /// Which life of the replica, from 1.
+    pub generation: u64,
+    /// Where it is in that life.
+    pub state: TaskState,
+    /// The image's file.
+    pub image: String,
+    /// Memory of the guest in bytes.
+    pub memory_bytes: u64,
+    /// Time spent in the guest in nanoseconds, over all generations.
+    pub run_ns: u64,
+    /// Times that the guest was left, over all generations.
+    pub exits: u64,
+    /// Bytes that it wrote to its console, over all generations.
+    pub console_bytes: u64,
+    /// Times that it was started again.
+    pub restarts: u64,
+    /// Status of the last generation that ended, as `wharf run` would have
+    /// exited with.
+    pub exit_status: Option<u8>,
+    /// Its weight in the scheduler.
+    pub weight: u32,
+    /// The worker that has it; none when it does not live.
+    pub worker: Option<u32>,
+    /// Why it is where it is, for people: the last fault, refusal or stop.
+    pub reason: Option<String>,
+}
+
+/// Something that happened, in the order in which it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Counts events of this cell, from 1.
+    pub seq: u64,
+    /// When, in nanoseconds since 1970.
+    pub time_ns: u64,
+    /// The replica, as `web.0`; none when it concerns the whole cell.
+    pub task: Option<String>,
+    /// Its generation, 0 when it concerns the whole cell.
+    pub generation: u64,
+    /// What.
+    pub kind: EventKind,
+    /// The same for people; several lines for a fault report.
+    pub detail: String,
+}
+
+/// Kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A generation's first instruction is about to run.
+    Started,
+    /// A generation could not be made.
+    StartFailed,
+    /// The guest ended by an exit hypercall.
+    Exited,
+    /// The guest broke a rule.
+    Faulted,
+    /// The host ended the guest.
+    Stopped,
+    /// A new generation will be started after a pause.
+    BackingOff,
+    /// A replica went to another worker.
+    Moved,
+    /// The cell serves.
+    Up,
+    /// The cell ends.
+    Down,
+}
+
+impl Selector {
+    /// Says whether it means this replica.
+    #[must_use]
+    pub fn matches(&self, name: &str, index: u32) -> bool {
+        self.name == name && self.index.is_none_or(|wanted| wanted == index)
+    }
+}
+
+impl FromStr for Selector {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<Self, SelectorError> {
+        let error = || SelectorError {
+            text: text.to_owned(),
+        };
+        let (name, index) = match text.rsplit_once('.') {
+            Some((name, index)) => (name, Some(index.parse().map_err(|_| error())?)),
+            None => (text, None),
+        };
+        if is_task_name(name) {
+            Ok(Self {
+                name: name.to_owned(),
+                index,
+            })
+        } else {
+            Err(error())
+        }
+    }
+}
+
+/// Says whether a task may be called so: letters, digits, `-` and `_`, 1 to 63
+/// of them. No dot: that sets the index apart.
+#[must_use]
+pub fn is_task_name(name: &str) -> bool {
+    (1..=63).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        match self.index {
+            Some(index) => write!(f, ".{index}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Selector;
+
+    #[test]
+    fn a_selector_names_a_task_or_a_replica() {
+        let parse = |text: &str| text.parse::<Selector>();
+        let web: Selector = parse("web").unwrap();
+        assert!(web.matches("web", 0) && web.matches("web", 7) && !web.matches("we", 0));
+        let first = parse("web.1").unwrap();
+        assert!(first.matches("web", 1) && !first.matches("web", 0));
+        assert_eq!(first.to_string(), "web.1");
+        for bad in [
+            "",
+            ".",
+            ".1",
+            "web.",
+            "web.x",
+            "web.-1",
+            "a b",
+            "web.1.2",
+            "web.99999999999",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

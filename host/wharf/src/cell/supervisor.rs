@@ -1,0 +1,344 @@
+//! The thread that owns the model: it turns what workers, signals and the control
+//! socket say into events, and actions into messages to workers.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, after, never, select_biased, unbounded};
+use wharf_machine::Hypervisor;
+use wharf_model::cell::{Action, Cell as Model, Event as Fact, Replica, State, TaskKey};
+use wharf_model::{Outcome, Stop};
+
+use super::console::ConsoleRing;
+use super::events::EventLog;
+use super::logger::{LogTarget, Logger};
+use super::meters::Meters;
+use super::protocol::{EventKind, Selector, TaskState, TaskStatus};
+use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
+use super::{CellConfig, CellError, NoSuchTask, Request, TaskSpec};
+
+/// Starts workers, supervisor and tasks; the thread ends when the cell does.
+pub(super) fn start(
+    config: CellConfig,
+    hypervisor: &Arc<Hypervisor>,
+    events: Arc<EventLog>,
+    requests: Receiver<Request>,
+) -> Result<JoinHandle<()>, CellError> {
+    let (outbox, reports) = unbounded();
+    let mut workers = Vec::new();
+    for index in 0..usize::try_from(config.workers.max(1)).unwrap_or(1) {
+        workers.push(worker::start(
+            index,
+            Arc::clone(hypervisor),
+            outbox.clone(),
+        )?);
+    }
+    let members = members(config.tasks)?;
+    let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
+    let supervisor = Supervisor {
+        start: Instant::now(),
+        model: Model::new(workers.len(), &replicas),
+        members,
+        workers,
+        events,
+        _outbox: outbox,
+    };
+    std::thread::Builder::new()
+        .name("supervisor".to_owned())
+        .spawn(move || supervisor.run(&requests, &reports))
+        .map_err(CellError::Thread)
+}
+
+/// One replica: what it is and what it left behind so far.
+struct Member {
+    task: usize,
+    index: u32,
+    spec: Arc<TaskSpec>,
+    console: Arc<ConsoleRing>,
+    meters: Arc<Meters>,
+    log: Option<Arc<LogTarget>>,
+    reason: Option<String>,
+}
+
+impl Member {
+    fn replica(&self) -> Replica {
+        Replica {
+            task: self.task,
+            weight: self.spec.weight,
+            restart: self.spec.restart,
+        }
+    }
+
+    fn name(&self) -> String {
+        format!("{}.{}", self.spec.name, self.index)
+    }
+}
+
+fn members(tasks: Vec<TaskSpec>) -> Result<Vec<Member>, CellError> {
+    let mut logger = Logger::default();
+    let mut members = Vec::new();
+    let mut files = Vec::new();
+    for (task, spec) in tasks.into_iter().enumerate() {
+        let file = spec.log.as_ref().map(|log| logger.add(log));
+        let spec = Arc::new(spec);
+        for index in 0..spec.replicas {
+            files.push(file);
+            members.push(Member {
+                task,
+                index,
+                spec: Arc::clone(&spec),
+                console: Arc::default(),
+                meters: Arc::default(),
+                log: None,
+                reason: None,
+            });
+        }
+    }
+    let target = logger.start()?;
+    for (member, file) in members.iter_mut().zip(files) {
+        member.log = file.map(&target);
+    }
+    Ok(members)
+}
+
+struct Supervisor {
+    start: Instant,
+    model: Model,
+    members: Vec<Member>,
+    workers: Vec<(Mailbox, JoinHandle<()>)>,
+    events: Arc<EventLog>,
+    /// Keeps the channel open, so that its end never has to be told from quiet.
+    _outbox: Sender<FromWorker>,
+}
+
+/// Whether the cell goes on.
+#[derive(PartialEq, Eq)]
+enum Going {
+    On,
+    Over,
+}
+
+impl Supervisor {
+    fn run(mut self, requests: &Receiver<Request>, reports: &Receiver<FromWorker>) {
+        self.events
+            .add(None, 0, EventKind::Up, "the cell serves".to_owned());
+        let mut going = self.tell(Fact::Start);
+        while going == Going::On {
+            let tick = match self.model.alarm() {
+                Some(at) => after(at.since(self.now())),
+                None => never(),
+            };
+            going = select_biased! {
+                recv(reports) -> report => match report {
+                    Ok(report) => self.hear(report),
+                    Err(_) => Going::Over,
+                },
+                recv(requests) -> request => match request {
+                    Ok(request) => self.answer(request),
+                    // Nobody can ask any more, nor end the cell: it ends.
+                    Err(_) => self.tell(Fact::Down),
+                },
+                recv(tick) -> _ => self.tell(Fact::Tick),
+            };
+        }
+        for (mailbox, _) in &self.workers {
+            mailbox.send(ToWorker::Quit);
+        }
+        for (_, thread) in self.workers {
+            // A worker that panicked said so; the others are ended all the same.
+            let _ = thread.join();
+        }
+        self.events
+            .add(None, 0, EventKind::Down, "the cell has ended".to_owned());
+    }
+
+    fn now(&self) -> wharf_model::Instant {
+        let ns = self.start.elapsed().as_nanos();
+        wharf_model::Instant::from_nanos(ns.try_into().unwrap_or(u64::MAX))
+    }
+
+    /// Takes in what a worker says.
+    fn hear(&mut self, report: FromWorker) -> Going {
+        match report {
+            FromWorker::Booted(key) => {
+                self.record(key, EventKind::Started, String::new());
+                self.tell(Fact::Booted(key))
+            }
+            FromWorker::BootFailed(key, reason) => {
+                self.record(key, EventKind::StartFailed, reason);
+                self.tell(Fact::BootFailed(key))
+            }
+            FromWorker::Ended(key, outcome, report) => {
+                let (kind, detail) = match outcome {
+                    Outcome::Exited { status } => {
+                        (EventKind::Exited, format!("exited with status {status}"))
+                    }
+                    Outcome::Faulted => (EventKind::Faulted, report.unwrap_or_default()),
+                    Outcome::Stopped(stop) => (EventKind::Stopped, stop_reason(stop)),
+                };
+                self.record(key, kind, detail);
+                self.tell(Fact::Ended(key, outcome))
+            }
+            FromWorker::Gave(key, to) => {
+                self.record(key, EventKind::Moved, format!("to worker {to}"));
+                self.tell(Fact::Moved(key, to))
+            }
+            FromWorker::Idle(worker) => self.tell(Fact::Idle(worker)),
+            FromWorker::Crowded(worker) => self.tell(Fact::Crowded(worker)),
+        }
+    }
+
+    fn answer(&mut self, request: Request) -> Going {
+        // Who asked may have gone; that changes nothing here.
+        match request {
+            Request::Tasks(reply) => {
+                let _ = reply.send(self.statuses());
+                Going::On
+            }
+            Request::Consoles(selector, reply) => {
+                let found = self.find(&selector);
+                let consoles = found
+                    .iter()
+                    .filter_map(|&replica| self.members.get(replica));
+                let consoles: Vec<_> = consoles
+                    .map(|member| (member.name(), Arc::clone(&member.console)))
+                    .collect();
+                let _ = reply.send(if consoles.is_empty() {
+                    Err(NoSuchTask { selector })
+                } else {
+                    Ok(consoles)
+                });
+                Going::On
+            }
+            Request::Stop(selector, reply) => self.each(selector, &reply, Fact::Stop),
+            Request::Restart(selector, reply) => self.each(selector, &reply, Fact::Restart),
+            Request::Down => self.tell(Fact::Down),
+        }
+    }
+
+    fn each(
+        &mut self,
+        selector: Selector,
+        reply: &Sender<Result<(), NoSuchTask>>,
+        fact: impl Fn(usize) -> Fact,
+    ) -> Going {
+        let found = self.find(&selector);
+        if found.is_empty() {
+            let _ = reply.send(Err(NoSuchTask { selector }));
+            return Going::On;
+        }
+        let mut going = Going::On;
+        for replica in found {
+            if self.tell(fact(replica)) == Going::Over {
+                going = Going::Over;
+            }
+        }
+        let _ = reply.send(Ok(()));
+        going
+    }
+
+    fn find(&self, selector: &Selector) -> Vec<usize> {
+        let matches = |member: &Member| selector.matches(&member.spec.name, member.index);
+        let numbered = self.members.iter().enumerate();
+        numbered
+            .filter(|(_, member)| matches(member))
+            .map(|(replica, _)| replica)
+            .collect()
+    }
+
+    /// Tells the model and does what it says.
+    fn tell(&mut self, fact: Fact) -> Going {
+        let now = self.now();
+        let mut going = Going::On;
+        for action in self.model.handle(now, fact) {
+            match action {
+                Action::Boot { key, worker } => self.boot(key, worker),
+                Action::Stop { key, worker } => self.send(worker, ToWorker::Stop(key)),
+                Action::Kill { key, worker } => self.send(worker, ToWorker::Kill(key)),
+                Action::Donate { from, to } => {
+                    if let Some((mailbox, _)) = self.workers.get(to) {
+                        self.send(from, ToWorker::Donate(to, mailbox.clone()));
+                    }
+                }
+                Action::BackOff { key, pause } => {
+                    let detail = format!("starts again in {} ms", pause.as_millis());
+                    self.record(key, EventKind::BackingOff, detail);
+                }
+                Action::Finished => going = Going::Over,
+            }
+        }
+        going
+    }
+
+    fn boot(&self, key: TaskKey, worker: usize) {
+        if let Some(member) = self.members.get(key.replica) {
+            let birth = Birth {
+                key,
+                spec: Arc::clone(&member.spec),
+                console: Arc::clone(&member.console),
+                meters: Arc::clone(&member.meters),
+                log: member.log.clone(),
+            };
+            self.send(worker, ToWorker::Boot(Box::new(birth)));
+        }
+    }
+
+    fn send(&self, worker: usize, message: ToWorker) {
+        if let Some((mailbox, _)) = self.workers.get(worker) {
+            mailbox.send(message);
+        }
+    }
+
+    fn record(&mut self, key: TaskKey, kind: EventKind, detail: String) {
+        if let Some(member) = self.members.get_mut(key.replica) {
+            if !matches!(kind, EventKind::Moved) {
+                let first = detail.lines().next().unwrap_or_default();
+                member.reason = (!first.is_empty()).then(|| first.to_owned());
+            }
+            self.events
+                .add(Some(member.name()), key.generation, kind, detail);
+        }
+    }
+
+    fn statuses(&self) -> Vec<TaskStatus> {
+        let status = |(replica, member): (usize, &Member)| {
+            let outcome = self.model.last_outcome(replica);
+            let (state, worker) = match self.model.state(replica) {
+                State::Starting { worker } => (TaskState::Starting, Some(worker)),
+                State::BackingOff { .. } => (TaskState::Starting, None),
+                State::Up { worker, .. } => (member.meters.state(), Some(worker)),
+                State::Down => match outcome {
+                    Some(Outcome::Exited { .. } | Outcome::Stopped(_)) => {
+                        (TaskState::Stopped, None)
+                    }
+                    Some(Outcome::Faulted) | None => (TaskState::Faulted, None),
+                },
+            };
+            TaskStatus {
+                name: member.spec.name.clone(),
+                index: member.index,
+                generation: self.model.key(replica).generation,
+                state,
+                image: member.spec.image.display().to_string(),
+                memory_bytes: member.spec.boot.memory,
+                run_ns: member.meters.run_ns(),
+                exits: member.meters.exits(),
+                console_bytes: member.console.end(),
+                restarts: self.model.restarts(replica),
+                exit_status: outcome.map(Outcome::exit_status),
+                weight: member.spec.weight,
+                worker: worker.and_then(|worker| worker.try_into().ok()),
+                reason: member.reason.clone(),
+            }
+        };
+        self.members.iter().enumerate().map(status).collect()
+    }
+}
+
+fn stop_reason(stop: Stop) -> String {
+    match stop {
+        Stop::Terminate => "stopped".to_owned(),
+        other => other.to_string(),
+    }
+}

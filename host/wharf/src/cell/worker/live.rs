@@ -1,0 +1,269 @@
+//! A guest that lives: its machine, its state in the model, and its turns.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use wharf_abi::Answer;
+use wharf_abi::hypercall::FOREVER;
+use wharf_machine::image::Image;
+use wharf_machine::{Call, Exit, Fault, Hypervisor, Machine, Report};
+use wharf_model::cell::TaskKey;
+use wharf_model::{Action, Event, Outcome, Stop, Task};
+
+use super::kick::Kicks;
+use super::{Birth, ToWorker};
+use crate::cell::TaskSpec;
+use crate::cell::console::ConsoleRing;
+use crate::cell::logger::LogTarget;
+use crate::cell::meters::{Activity, Meters};
+
+/// How long a guest that writes more than its log file takes is kept waiting.
+const LOG_PAUSE: Duration = Duration::from_millis(1);
+
+/// One guest.
+pub(in crate::cell) struct Live {
+    pub(super) key: TaskKey,
+    /// In the list of sleepers, until then; kept here to be found there.
+    pub(super) sleeps_until: Option<Instant>,
+    spec: Arc<TaskSpec>,
+    image: Image,
+    machine: Machine,
+    task: Task,
+    /// What is to be done first at the next turn.
+    next: Action,
+    pending: Vec<u8>,
+    console: Arc<ConsoleRing>,
+    log: Option<Arc<LogTarget>>,
+    meters: Arc<Meters>,
+    report: Option<String>,
+}
+
+/// The limits of a turn.
+pub(super) struct Turn<'a> {
+    /// How long it may last; `None` when nobody else is ready.
+    pub(super) slice: Option<Duration>,
+    /// When a sleeper is due, who may then go first.
+    pub(super) sleeper: Option<Instant>,
+    /// A message ends the turn.
+    pub(super) inbox: &'a Receiver<ToWorker>,
+}
+
+/// Why a turn ended.
+pub(super) enum Left {
+    /// It could go on.
+    Ready,
+    /// It waits, until then or for an event.
+    Parked(Option<Instant>),
+    /// It is over.
+    Ended(Outcome),
+}
+
+impl Live {
+    /// Reads the image and makes the guest; the error says why not, in one line.
+    pub(super) fn boot(hypervisor: &Hypervisor, birth: Birth) -> Result<Self, String> {
+        let Birth {
+            key,
+            spec,
+            console,
+            meters,
+            log,
+        } = birth;
+        let line = |e: &dyn std::error::Error| crate::text::one_line(e);
+        let image = Image::open(&spec.image).map_err(|e| line(&e))?;
+        crate::run::refuse_devices(&image).map_err(|e| line(&e))?;
+        let mut boot = spec.boot.clone();
+        boot.generation = key.generation;
+        let machine = Machine::boot(hypervisor, &image, &boot).map_err(|e| line(&e))?;
+        let mut task = Task::new(None).with_grace(spec.grace);
+        let next = task.handle(now(&machine), Event::Start);
+        Ok(Self {
+            key,
+            sleeps_until: None,
+            spec,
+            image,
+            machine,
+            task,
+            next,
+            pending: Vec::new(),
+            console,
+            log,
+            meters,
+            report: None,
+        })
+    }
+
+    pub(super) fn weight(&self) -> u32 {
+        self.spec.weight
+    }
+
+    pub(super) fn is_ready(&self) {
+        self.meters.set_activity(Activity::Ready);
+    }
+
+    /// The fault report, of a guest that faulted.
+    pub(super) fn report(&self) -> Option<String> {
+        self.report.clone()
+    }
+
+    /// Passes on that somebody wants it to end.
+    pub(super) fn tell(&mut self, stop: Stop) {
+        let pending = match self.next {
+            // An answer that the guest has not got yet must not be lost.
+            Action::Enter(answer) => answer,
+            _ => None,
+        };
+        self.next = match self.task.handle(now(&self.machine), Event::Stop(stop)) {
+            Action::Enter(answer) => Action::Enter(answer.or(pending)),
+            other => other,
+        };
+    }
+
+    /// Runs the guest until its turn is over; also says how long it ran.
+    pub(super) fn run(&mut self, kicks: &mut Kicks, turn: &Turn<'_>) -> (Left, Duration) {
+        let start = Instant::now();
+        let ends = turn.slice.and_then(|slice| start.checked_add(slice));
+        self.meters.set_activity(Activity::Running);
+        self.set_alarm(kicks, start, ends, turn.sleeper);
+        // A park or write that ended is looked at again; an answer is not.
+        if !matches!(self.next, Action::Enter(_) | Action::End(_)) {
+            self.next = self.task.handle(now(&self.machine), Event::Interrupted);
+        }
+        let mut used = Duration::ZERO;
+        loop {
+            match self.next {
+                Action::Enter(answer) => {
+                    let (event, time) = match self.enter(kicks, turn, answer) {
+                        Some(entered) => entered,
+                        None => return (Left::Ready, used),
+                    };
+                    used = used.saturating_add(time);
+                    self.next = self.task.handle(now(&self.machine), event);
+                    let over = ends.is_some_and(|ends| Instant::now() >= ends);
+                    let interrupted = event == Event::Interrupted;
+                    if matches!(self.next, Action::Enter(_)) && (over || interrupted) {
+                        return (Left::Ready, used);
+                    }
+                }
+                Action::Park { until } => {
+                    self.meters.set_activity(Activity::Waiting);
+                    return (Left::Parked(until.map(|until| self.host_time(until))), used);
+                }
+                Action::Write { .. } => {
+                    if !self.write() {
+                        let until = Instant::now().checked_add(LOG_PAUSE);
+                        return (Left::Parked(until), used);
+                    }
+                    let bytes = self.pending.len().try_into().unwrap_or(u64::MAX);
+                    self.next = self
+                        .task
+                        .handle(now(&self.machine), Event::Written { bytes });
+                }
+                Action::End(outcome) => return (Left::Ended(outcome), used),
+            }
+        }
+    }
+
+    /// Enters the guest once; `None` when a message came first.
+    fn enter(
+        &mut self,
+        kicks: &Kicks,
+        turn: &Turn<'_>,
+        answer: Option<Answer>,
+    ) -> Option<(Event, Duration)> {
+        kicks.entering();
+        if !turn.inbox.is_empty() {
+            kicks.left();
+            return None;
+        }
+        let start = Instant::now();
+        let exit = self.machine.enter(answer);
+        let time = start.elapsed();
+        kicks.left();
+        self.meters.ran(time);
+        let event = match exit {
+            Ok(exit) => self.take(kicks, exit),
+            Err(e) => {
+                self.report = Some(format!(
+                    "the host could not run it: {}",
+                    crate::text::one_line(&e)
+                ));
+                Event::Fault
+            }
+        };
+        Some((event, time))
+    }
+
+    fn take(&mut self, kicks: &Kicks, exit: Exit) -> Event {
+        match exit {
+            Exit::Call(Call::Exit { status }) => Event::Exit { status },
+            Exit::Call(Call::Wait {
+                deadline_ns,
+                interest,
+            }) => {
+                let deadline =
+                    (deadline_ns != FOREVER).then(|| wharf_model::Instant::from_nanos(deadline_ns));
+                Event::Wait { deadline, interest }
+            }
+            Exit::Call(Call::ConsoleWrite(slice)) => match self.machine.read_user(slice) {
+                Ok(bytes) => {
+                    self.pending = bytes;
+                    Event::ConsoleWrite
+                }
+                Err(fault) => self.fault(&fault),
+            },
+            Exit::Interrupted => {
+                kicks.drain();
+                Event::Interrupted
+            }
+            Exit::Fault(fault) => self.fault(&fault),
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) -> Event {
+        self.report = Some(Report::new(fault, &self.machine, &self.image).to_string());
+        Event::Fault
+    }
+
+    /// Writes what the guest wants written; false when the log file is behind.
+    fn write(&self) -> bool {
+        if let Some(log) = &self.log
+            && !log.append(&self.pending)
+        {
+            return false;
+        }
+        self.console.append(&self.pending);
+        true
+    }
+
+    /// The earliest of what must end this turn rings; nothing does for a guest
+    /// that is alone.
+    fn set_alarm(
+        &self,
+        kicks: &mut Kicks,
+        start: Instant,
+        ends: Option<Instant>,
+        sleeper: Option<Instant>,
+    ) {
+        let own = self.task.alarm().map(|at| self.host_time(at));
+        if let Some(first) = [ends, sleeper, own].into_iter().flatten().min() {
+            kicks.set_alarm(first.saturating_duration_since(start));
+        }
+    }
+
+    /// A moment of the guest's clock as one of the host's. The two may drift
+    /// apart a little; who wakes early looks at the guest's and sleeps on.
+    fn host_time(&self, at: wharf_model::Instant) -> Instant {
+        let host = Instant::now();
+        let left = at.since(now(&self.machine));
+        host.checked_add(left)
+            .unwrap_or_else(|| host.checked_add(FAR).unwrap_or(host))
+    }
+}
+
+/// What an absurd deadline is taken for; it is looked at again then.
+const FAR: Duration = Duration::from_secs(365 * 86_400);
+
+fn now(machine: &Machine) -> wharf_model::Instant {
+    wharf_model::Instant::from_nanos(machine.monotonic_ns())
+}

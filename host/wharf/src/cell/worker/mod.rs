@@ -1,0 +1,326 @@
+//! A worker: a thread that is an executor of virtual machines.
+//!
+//! ```text
+//!   ┌──▶ take in messages ──▶ wake who is due ──▶ pick who is next ──▶ run it ──┐
+//!   │                                                │ nobody                   │
+//!   │                                                ▼                          │
+//!   │                                     sleep until a message or              │
+//!   │                                     the next deadline                     │
+//!   └────────────────────────────────────────────────┴──────────────────────────┘
+//! ```
+//!
+//! A guest that waits is an entry in a list and costs no thread. A guest that
+//! runs is left when it waits, ends, has used its slice while others are ready,
+//! when a sleeper is due, or when a message comes: the sender signals a worker
+//! that is in a guest, and the signal is blocked outside, so that it cannot fall
+//! into the gap before `KVM_RUN`.
+
+mod kick;
+mod live;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use wharf_machine::Hypervisor;
+use wharf_model::cell::TaskKey;
+use wharf_model::schedule::FairQueue;
+use wharf_model::{Outcome, Stop};
+
+use super::console::ConsoleRing;
+use super::logger::LogTarget;
+use super::meters::Meters;
+use super::{CellError, TaskSpec};
+
+pub(super) use kick::Kicker;
+use kick::Kicks;
+pub(super) use live::Live;
+use live::{Left, Turn};
+
+/// How often a crowded worker says so: moving a guest is cheap, but going back
+/// and forth is not useful.
+const CROWDED_EVERY: Duration = Duration::from_millis(20);
+
+/// What a worker is told.
+pub(super) enum ToWorker {
+    /// Make a guest and run it.
+    Boot(Box<Birth>),
+    /// Take over a guest from another worker.
+    Adopt(Box<Live>),
+    /// Tell a guest to end.
+    Stop(TaskKey),
+    /// End a guest at once.
+    Kill(TaskKey),
+    /// Give a ready guest to another worker.
+    Donate(usize, Mailbox),
+    /// End everything and return.
+    Quit,
+}
+
+/// What a worker tells its supervisor.
+pub(super) enum FromWorker {
+    /// A guest was made.
+    Booted(TaskKey),
+    /// It could not be, for this reason.
+    BootFailed(TaskKey, String),
+    /// A guest has ended; a fault comes with its report.
+    Ended(TaskKey, Outcome, Option<String>),
+    /// A guest has gone to this worker.
+    Gave(TaskKey, usize),
+    /// Nothing is ready here.
+    Idle(usize),
+    /// More is ready here than this worker gets to.
+    Crowded(usize),
+}
+
+/// What is needed to make a guest.
+pub(super) struct Birth {
+    pub(super) key: TaskKey,
+    pub(super) spec: Arc<TaskSpec>,
+    pub(super) console: Arc<ConsoleRing>,
+    pub(super) meters: Arc<Meters>,
+    pub(super) log: Option<Arc<LogTarget>>,
+}
+
+/// A way to reach a worker, wherever it is.
+#[derive(Clone)]
+pub(super) struct Mailbox {
+    messages: Sender<ToWorker>,
+    kicker: Arc<Kicker>,
+}
+
+impl Mailbox {
+    /// Sends a message and gets the worker out of its guest, if it is in one.
+    pub(super) fn send(&self, message: ToWorker) {
+        // A worker is gone only when the whole cell is.
+        let _ = self.messages.send(message);
+        self.kicker.kick();
+    }
+}
+
+/// Starts a worker.
+pub(super) fn start(
+    index: usize,
+    hypervisor: Arc<Hypervisor>,
+    outbox: Sender<FromWorker>,
+) -> Result<(Mailbox, JoinHandle<()>), CellError> {
+    let (messages, inbox) = unbounded();
+    let kicker = Arc::new(Kicker::default());
+    let mailbox = Mailbox {
+        messages,
+        kicker: Arc::clone(&kicker),
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("worker {index}"))
+        .spawn(move || match Kicks::on_this_thread(kicker) {
+            Ok(kicks) => Worker::new(index, hypervisor, inbox, outbox, kicks).run(),
+            Err(e) => log::error!("worker {index} cannot run: {e}"),
+        })
+        .map_err(CellError::Thread)?;
+    Ok((mailbox, thread))
+}
+
+struct Worker {
+    index: usize,
+    hypervisor: Arc<Hypervisor>,
+    inbox: Receiver<ToWorker>,
+    outbox: Sender<FromWorker>,
+    kicks: Kicks,
+    guests: BTreeMap<TaskKey, Live>,
+    queue: FairQueue<TaskKey>,
+    sleepers: BTreeSet<(Instant, TaskKey)>,
+    said_idle: bool,
+    said_crowded: Instant,
+}
+
+impl Worker {
+    fn new(
+        index: usize,
+        hypervisor: Arc<Hypervisor>,
+        inbox: Receiver<ToWorker>,
+        outbox: Sender<FromWorker>,
+        kicks: Kicks,
+    ) -> Self {
+        Self {
+            index,
+            hypervisor,
+            inbox,
+            outbox,
+            kicks,
+            guests: BTreeMap::new(),
+            queue: FairQueue::default(),
+            sleepers: BTreeSet::new(),
+            said_idle: false,
+            said_crowded: Instant::now(),
+        }
+    }
+
+    fn run(mut self) {
+        loop {
+            while let Ok(message) = self.inbox.try_recv() {
+                if self.obey(message).is_break() {
+                    return;
+                }
+            }
+            self.wake_due();
+            match self.queue.pick() {
+                Some(key) => self.run_one(key),
+                None => {
+                    if self.sleep().is_break() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToWorker) -> std::ops::ControlFlow<()> {
+        match message {
+            ToWorker::Boot(birth) => self.boot(*birth),
+            ToWorker::Adopt(live) => self.take_in(*live),
+            ToWorker::Stop(key) => {
+                if let Some(live) = self.guests.get_mut(&key) {
+                    live.tell(Stop::Terminate);
+                    self.wake(key);
+                }
+            }
+            ToWorker::Kill(key) => self.end(key, Outcome::Stopped(Stop::Terminate)),
+            ToWorker::Donate(to, mailbox) => self.donate(to, &mailbox),
+            ToWorker::Quit => return std::ops::ControlFlow::Break(()),
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn boot(&mut self, birth: Birth) {
+        let key = birth.key;
+        match Live::boot(&self.hypervisor, birth) {
+            Ok(live) => {
+                self.tell(FromWorker::Booted(key));
+                self.take_in(live);
+            }
+            Err(reason) => self.tell(FromWorker::BootFailed(key, reason)),
+        }
+    }
+
+    fn take_in(&mut self, live: Live) {
+        let key = live.key;
+        self.queue.insert(key, live.weight());
+        self.guests.insert(key, live);
+        self.said_idle = false;
+        self.wake(key);
+    }
+
+    /// Makes a guest ready, wherever it slept.
+    fn wake(&mut self, key: TaskKey) {
+        if let Some(live) = self.guests.get_mut(&key) {
+            if let Some(until) = live.sleeps_until.take() {
+                self.sleepers.remove(&(until, key));
+            }
+            live.is_ready();
+            self.queue.wake(key);
+        }
+    }
+
+    fn wake_due(&mut self) {
+        if self.sleepers.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(&(until, key)) = self.sleepers.first()
+            && until <= now
+        {
+            self.wake(key);
+        }
+    }
+
+    /// Runs a guest until it is left, and does what that calls for.
+    fn run_one(&mut self, key: TaskKey) {
+        let Some(live) = self.guests.get_mut(&key) else {
+            self.queue.remove(key);
+            return;
+        };
+        let turn = Turn {
+            slice: self.queue.slice(),
+            sleeper: self.sleepers.first().map(|(until, _)| *until),
+            inbox: &self.inbox,
+        };
+        let (left, used) = live.run(&mut self.kicks, &turn);
+        self.queue.ran(used);
+        match left {
+            Left::Ready => {
+                live.is_ready();
+                self.queue.yield_now();
+                self.say_crowded();
+            }
+            Left::Parked(until) => {
+                live.sleeps_until = until;
+                self.queue.sleep(key);
+                self.sleepers.extend(until.map(|until| (until, key)));
+            }
+            Left::Ended(outcome) => self.end(key, outcome),
+        }
+    }
+
+    /// Forgets a guest and tells how it ended.
+    fn end(&mut self, key: TaskKey, outcome: Outcome) {
+        if let Some(live) = self.guests.remove(&key) {
+            self.queue.remove(key);
+            if let Some(until) = live.sleeps_until {
+                self.sleepers.remove(&(until, key));
+            }
+            let report = live.report();
+            // Closing the VM takes a while, which a new generation need not wait for.
+            self.tell(FromWorker::Ended(key, outcome, report));
+            drop(live);
+        }
+    }
+
+    /// Gives away the ready guest that would run last here.
+    fn donate(&mut self, to: usize, mailbox: &Mailbox) {
+        if to == self.index {
+            return;
+        }
+        if let Some(key) = self.queue.last()
+            && let Some(live) = self.guests.remove(&key)
+        {
+            self.queue.remove(key);
+            // Told before it arrives, so that what it does there is heard later.
+            self.tell(FromWorker::Gave(key, to));
+            mailbox.send(ToWorker::Adopt(Box::new(live)));
+        }
+    }
+
+    /// Waits for a message or the next deadline.
+    fn sleep(&mut self) -> std::ops::ControlFlow<()> {
+        if !self.said_idle {
+            self.said_idle = true;
+            self.tell(FromWorker::Idle(self.index));
+        }
+        let message = match self.sleepers.first() {
+            Some((until, _)) => self.inbox.recv_deadline(*until),
+            None => self
+                .inbox
+                .recv()
+                .map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match message {
+            Ok(message) => self.obey(message),
+            Err(RecvTimeoutError::Timeout) => std::ops::ControlFlow::Continue(()),
+            Err(RecvTimeoutError::Disconnected) => std::ops::ControlFlow::Break(()),
+        }
+    }
+
+    fn say_crowded(&mut self) {
+        if self.queue.waiting() > 1 && self.said_crowded.elapsed() >= CROWDED_EVERY {
+            self.said_crowded = Instant::now();
+            self.tell(FromWorker::Crowded(self.index));
+        }
+    }
+
+    fn tell(&self, message: FromWorker) {
+        // A supervisor that is gone has ended the cell.
+        let _ = self.outbox.send(message);
+    }
+}

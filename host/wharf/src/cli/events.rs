@@ -1,0 +1,110 @@
+//! `wharf events`.
+
+use std::io::{self, IsTerminal};
+
+use clap::builder::styling::{AnsiColor, Style};
+use jiff::Timestamp;
+
+use super::host::{Host, emit, visible};
+use super::output;
+use crate::cell::protocol::{Event, EventKind};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Go on with what will happen, until the host ends
+    #[arg(short, long)]
+    follow: bool,
+
+    /// Print one object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    host: Host,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
+    let client = args.host.client()?;
+    let (colour, is_terminal) = (output::colour(), io::stdout().is_terminal());
+    for event in client.events(0, args.follow)? {
+        let event = event?;
+        let mut line = if args.json {
+            serde_json::to_string(&event)?
+        } else {
+            human(&event, colour, is_terminal)
+        };
+        line.push('\n');
+        if emit(line.as_bytes())?.is_break() {
+            break;
+        }
+    }
+    Ok(0)
+}
+
+/// An event on one line, and its further lines below it.
+fn human(event: &Event, colour: bool, is_terminal: bool) -> String {
+    let time = Timestamp::from_nanosecond(event.time_ns.into()).unwrap_or(Timestamp::MAX);
+    let who = match &event.task {
+        Some(task) => format!("{task}#{}", event.generation),
+        None => "wharf".to_owned(),
+    };
+    let (word, shade) = word(event.kind);
+    let style = match shade {
+        Some(shade) if colour => shade.on_default(),
+        _ => Style::new(),
+    };
+    let detail = event.detail.trim_end().replace('\n', "\n    ");
+    let detail = if is_terminal {
+        visible(&detail)
+    } else {
+        detail
+    };
+    let line = format!("{time:.3}  {who:<12}  {style}{word:<12}{style:#}  {detail}");
+    line.trim_end().to_owned()
+}
+
+/// A kind as it is written everywhere, and its colour.
+const fn word(kind: EventKind) -> (&'static str, Option<AnsiColor>) {
+    match kind {
+        EventKind::Started => ("started", Some(AnsiColor::Green)),
+        EventKind::StartFailed => ("start-failed", Some(AnsiColor::Red)),
+        EventKind::Exited => ("exited", None),
+        EventKind::Faulted => ("faulted", Some(AnsiColor::Red)),
+        EventKind::Stopped => ("stopped", None),
+        EventKind::BackingOff => ("backing-off", Some(AnsiColor::Yellow)),
+        EventKind::Moved => ("moved", None),
+        EventKind::Up => ("up", Some(AnsiColor::Green)),
+        EventKind::Down => ("down", None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{human, word};
+    use crate::cell::protocol::{Event, EventKind};
+
+    #[test]
+    fn a_report_of_several_lines_is_indented() {
+        let event = Event {
+            seq: 1,
+            time_ns: 1_700_000_000_123_456_789,
+            task: Some("web.0".to_owned()),
+            generation: 2,
+            kind: EventKind::Faulted,
+            detail: "page fault\nrip 0x10\x07\n".to_owned(),
+        };
+        assert_eq!(
+            human(&event, false, true),
+            "2023-11-14T22:13:20.123Z  web.0#2       faulted       page fault\n    rip 0x10\\u{7}"
+        );
+        assert!(human(&event, true, true).contains("\x1b[31mfaulted"));
+    }
+
+    #[test]
+    fn kinds_are_called_what_json_calls_them() {
+        for kind in [EventKind::StartFailed, EventKind::BackingOff, EventKind::Up] {
+            assert_eq!(serde_json::to_value(kind).unwrap(), word(kind).0);
+        }
+    }
+}

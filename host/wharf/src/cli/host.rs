@@ -1,0 +1,110 @@
+//! What the commands that talk to a running host have in common.
+
+use std::io::{self, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use clap::ValueHint;
+
+use crate::cell::protocol::TaskStatus;
+use crate::control::{Client, ClientError, default_path};
+
+/// How long to wait without a word.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which host is meant.
+#[derive(Debug, clap::Args)]
+pub(super) struct Host {
+    /// The host's socket [default: $XDG_RUNTIME_DIR/wharf.sock, else /run/wharf.sock]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    socket: Option<PathBuf>,
+}
+
+impl Host {
+    /// A client of it, be it there or not.
+    pub(super) fn client(&self) -> Result<Client, ClientError> {
+        match &self.socket {
+            Some(path) => Client::new(path),
+            None => Client::new(&default_path()),
+        }
+    }
+}
+
+/// A replica as people and programs name it, such as `web.0`.
+pub(super) fn replica(task: &TaskStatus) -> String {
+    format!("{}.{}", task.name, task.index)
+}
+
+/// Writes a part of a result that goes on. Breaks when the reader has seen enough.
+pub(super) fn emit(part: &[u8]) -> anyhow::Result<ControlFlow<()>> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(part).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) => Err(e).context("cannot write to standard output"),
+    }
+}
+
+/// Text of guests, with what a terminal would obey or hide made visible. Newlines
+/// and tabs stay.
+pub(super) fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for c in text.chars() {
+        // These turn the direction of writing, and so what seems to be written.
+        let is_turn = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if is_turn || (c.is_control() && !matches!(c, '\n' | '\t')) {
+            visible.extend(c.escape_default());
+        } else {
+            visible.push(c);
+        }
+    }
+    visible
+}
+
+/// A line on the terminal that says what is waited for, from the first second on.
+/// Goes away when this is dropped.
+pub(super) struct Waiting {
+    since: Instant,
+    is_shown: bool,
+}
+
+impl Waiting {
+    pub(super) fn start() -> Self {
+        Self {
+            since: Instant::now(),
+            is_shown: false,
+        }
+    }
+
+    /// Says what is waited for now, if it is worth it.
+    pub(super) fn say(&mut self, what: &str) {
+        let elapsed = self.since.elapsed();
+        if elapsed >= PATIENCE && io::stderr().is_terminal() {
+            self.is_shown = true;
+            // Without a terminal there is nobody to tell.
+            let _ = write!(io::stderr(), "\r\x1b[K{what} ({} s)", elapsed.as_secs());
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if self.is_shown {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::visible;
+
+    #[test]
+    fn a_guest_does_not_command_the_terminal() {
+        assert_eq!(visible("a\tb\nü"), "a\tb\nü");
+        assert_eq!(visible("\x1b[2J\r\x07\u{9b}"), "\\u{1b}[2J\\r\\u{7}\\u{9b}");
+        assert_eq!(visible("\u{202e}gnp"), "\\u{202e}gnp");
+    }
+}

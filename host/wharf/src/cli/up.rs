@@ -1,0 +1,266 @@
+//! `wharf up`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::ValueHint;
+use nix::sys::signal::{SigSet, Signal};
+
+use super::{host, output};
+use crate::build::{BuildOptions, Progress, Source};
+use crate::cell::protocol::{Event, TaskState, TaskStatus};
+use crate::cell::{Cell, CellConfig, TaskSpec};
+use crate::config::{Config, ConfigError, Task};
+use crate::control::{self, Client, ServeConfig, Server};
+use crate::text::one_line;
+
+/// How long a detached host may take to bring its tasks up.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The tasks, as TOML
+    #[arg(default_value = "wharf.toml", value_hint = ValueHint::FilePath)]
+    file: PathBuf,
+
+    /// Only say what is wrong with the file; start and build nothing
+    #[arg(long)]
+    check: bool,
+
+    /// Return when every task has started; `wharf down` ends them
+    #[arg(short, long)]
+    detach: bool,
+
+    /// Refuse the whole file when the image of one task is missing or refused
+    #[arg(long)]
+    strict: bool,
+
+    /// The control socket [default: the file's, else $XDG_RUNTIME_DIR/wharf.sock, else
+    /// /run/wharf.sock]
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    socket: Option<PathBuf>,
+
+    /// What `--detach` starts: a host without a terminal
+    #[arg(long, hide = true)]
+    detached: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
+    let config = match Config::load(&args.file) {
+        Ok(config) => config,
+        Err(error) if args.check => return Ok(tell_problems(&error)),
+        Err(error) => return Err(error.into()),
+    };
+    if args.check {
+        for problem in config.unsupported() {
+            output::complain(&problem.to_string());
+        }
+        let tasks = config.tasks.len();
+        output::print(format!("{}: {tasks} tasks, good\n", args.file.display()).as_bytes())?;
+        return Ok(0);
+    }
+    if let Some(problem) = config.unsupported().first() {
+        bail!("{problem}");
+    }
+    let own = config.host.socket.clone();
+    let socket = args
+        .socket
+        .clone()
+        .or(own)
+        .unwrap_or_else(control::default_path);
+    if args.detach {
+        detach(args, &socket)
+    } else {
+        serve(args, &config, &socket, progress)
+    }
+}
+
+/// Every problem on a line of its own; the status of a refusal.
+fn tell_problems(error: &ConfigError) -> u8 {
+    let mut told = false;
+    for problem in error.problems() {
+        output::complain(&problem.to_string());
+        told = true;
+    }
+    if !told {
+        output::complain(&one_line(error));
+    }
+    super::REFUSED
+}
+
+/// Runs the tasks in this process until somebody ends them.
+fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> anyhow::Result<u8> {
+    if args.detached {
+        nix::unistd::setsid().context("cannot leave the terminal")?;
+    }
+    // Before any thread starts, so that all of them leave these to the one that
+    // waits for them.
+    let mut stops = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        stops.add(signal);
+    }
+    stops.thread_block().context("cannot block signals")?;
+
+    let server = Server::bind(socket)?;
+    let tasks = specs(&config.tasks, args.strict, progress)?;
+    let workers = config.host.workers.unwrap_or_else(cores);
+    let (cell, supervisor) = Cell::start(CellConfig { workers, tasks })?;
+    let serving = server.start(
+        cell.clone(),
+        ServeConfig {
+            workers,
+            config: Some(args.file.clone()),
+        },
+    )?;
+    end_on_signals(stops, cell.clone())?;
+    let over = Arc::new(AtomicBool::new(false));
+    let teller = tell_events(cell, Arc::clone(&over))?;
+    if supervisor.join().is_err() {
+        output::complain("the supervisor panicked; its tasks have ended");
+    }
+    over.store(true, Ordering::Relaxed);
+    // It has nothing to do but to end.
+    let _ = teller.join();
+    serving.end();
+    Ok(0)
+}
+
+/// Builds what is not built yet.
+fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec<TaskSpec>> {
+    let options = BuildOptions {
+        position_independent: true,
+        progress,
+    };
+    let mut specs = Vec::new();
+    for task in tasks {
+        let built = Source::find(&task.image).and_then(|source| source.image_path(options));
+        let image = match built {
+            Ok(image) => image,
+            Err(error) if strict => {
+                return Err(error).with_context(|| format!("task {}", task.name));
+            }
+            Err(error) => {
+                output::complain(&format!("task {}: {}", task.name, one_line(&error)));
+                task.image.clone()
+            }
+        };
+        if strict {
+            wharf_machine::image::Image::open(&image)
+                .with_context(|| format!("task {}", task.name))?;
+        }
+        specs.push(task.spec(image));
+    }
+    Ok(specs)
+}
+
+fn cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u32::try_from(cores).unwrap_or(1)
+}
+
+/// The first signal ends the cell in order, the second at once.
+fn end_on_signals(stops: SigSet, cell: Cell) -> anyhow::Result<()> {
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            while stops.wait().is_ok() {
+                cell.down();
+            }
+        })
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// Says on standard error what happens, until the cell is over.
+fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name("events".to_owned())
+        .spawn(move || {
+            let mut last = 0;
+            loop {
+                let ending = over.load(Ordering::Relaxed);
+                for event in cell.events().after(last, 256) {
+                    last = event.seq;
+                    output::complain(&line(&event));
+                }
+                if ending {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        })
+        .context("cannot start a thread")
+}
+
+fn line(event: &Event) -> String {
+    let task = event.task.as_deref().unwrap_or("cell");
+    let kind = format!("{:?}", event.kind).to_lowercase();
+    let detail = host::visible(&event.detail);
+    match detail.as_str() {
+        "" => format!("{task}: {kind}"),
+        detail => format!("{task}: {kind}: {detail}"),
+    }
+}
+
+/// Starts this program anew without a terminal and waits until its tasks run.
+fn detach(args: &Args, socket: &Path) -> anyhow::Result<u8> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let said = tempfile::tempfile().context("cannot make a temporary file")?;
+    let mut command = Command::new(program);
+    command
+        .args(["up", "--detached", "--socket"])
+        .arg(socket)
+        .args(args.strict.then_some("--strict"))
+        .arg(&args.file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(said.try_clone()?);
+    let mut child = command.spawn().context("cannot start the host")?;
+    let client = Client::new(socket)?;
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            bail!("the host ended ({status}): {}", last_line(said)?);
+        }
+        if let Ok(tasks) = client.tasks(None)
+            && (tasks.iter().all(has_begun) || start.elapsed() > START_PATIENCE)
+        {
+            for task in tasks.iter().filter(|task| !lives(task)) {
+                let reason = task.reason.as_deref().unwrap_or("it does not start");
+                output::complain(&format!("{}: {reason}", host::replica(task)));
+            }
+            let (replicas, pid) = (tasks.len(), child.id());
+            let up = format!(
+                "{replicas} replicas, pid {pid}, socket {}\n",
+                socket.display()
+            );
+            output::print(up.as_bytes())?;
+            return Ok(0);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether the first start is over, however it went.
+fn has_begun(task: &TaskStatus) -> bool {
+    task.state != TaskState::Starting || task.reason.is_some()
+}
+
+fn lives(task: &TaskStatus) -> bool {
+    !matches!(task.state, TaskState::Starting | TaskState::Faulted)
+}
+
+/// The last thing that a host said before it ended.
+fn last_line(mut said: std::fs::File) -> anyhow::Result<String> {
+    use std::io::{Read, Seek};
+    let mut text = String::new();
+    said.rewind()?;
+    said.read_to_string(&mut text)?;
+    let line = text.lines().last().unwrap_or("it said nothing");
+    Ok(line.trim_start_matches("wharf: ").to_owned())
+}

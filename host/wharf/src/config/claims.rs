@@ -1,0 +1,87 @@
+//! What only one task can have, and what all of them share.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Component, Path, PathBuf};
+
+use super::field::Field;
+use super::findings::{Findings, quote};
+use super::publish::Publish;
+
+/// Most virtual machines of a cell. Each that is made registers a notifier with
+/// the process's address space, and KVM asks all of them at every change of it.
+const REPLICAS_MAX: u32 = 128;
+
+/// What the tasks that were read so far have taken, and where in the file.
+#[derive(Default)]
+pub(super) struct Claims {
+    names: BTreeMap<String, usize>,
+    logs: BTreeMap<PathBuf, usize>,
+    ports: BTreeMap<(bool, u16), BTreeMap<IpAddr, usize>>,
+    replicas: u32,
+}
+
+impl Claims {
+    pub(super) fn name(&mut self, field: Field<'_>, name: &str, found: &mut Findings<'_>) {
+        if let Some(&at) = self.names.get(name) {
+            let line = found.line(at);
+            let what = format!("{} is taken at line {line}: choose another", quote(name));
+            field.wrong(what, found);
+        } else {
+            self.names.insert(name.to_owned(), field.at());
+        }
+    }
+
+    /// Two writers of one file would rename it under each other.
+    pub(super) fn log(&mut self, field: Field<'_>, file: &Path, found: &mut Findings<'_>) {
+        let file: PathBuf = file
+            .components()
+            .filter(|part| *part != Component::CurDir)
+            .collect();
+        if let Some(&at) = self.logs.get(&file) {
+            let line = found.line(at);
+            let what = format!("is another task's log at line {line}: name another");
+            field.wrong(what, found);
+        } else {
+            self.logs.insert(file, field.at());
+        }
+    }
+
+    /// Replicas of one task do not meet here: they share its ports.
+    pub(super) fn port(&mut self, field: Field<'_>, publish: Publish, found: &mut Findings<'_>) {
+        let (ip, port) = (publish.address.ip(), publish.address.port());
+        let any: IpAddr = match ip {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let taken = self.ports.entry((ip.is_ipv6(), port)).or_default();
+        let clash = if ip == any {
+            taken.iter().next()
+        } else {
+            taken
+                .get_key_value(&ip)
+                .or_else(|| taken.get_key_value(&any))
+        };
+        if let Some((_, &at)) = clash {
+            let (address, line) = (publish.address, found.line(at));
+            let what = format!("{address} is taken at line {line}: choose another port");
+            field.wrong(what, found);
+        } else {
+            taken.insert(ip, field.at());
+        }
+    }
+
+    /// Counts replicas; `at` is where fewer could be asked for.
+    pub(super) fn replicas(&mut self, count: u32, at: usize, found: &mut Findings<'_>) {
+        let fitted = self.replicas <= REPLICAS_MAX;
+        self.replicas = self.replicas.saturating_add(count);
+        if fitted && self.replicas > REPLICAS_MAX {
+            let all = self.replicas;
+            let what = format!(
+                "replicas come to {all} in all: lower them to {REPLICAS_MAX}, \
+                 since KVM's notifier cost grows with the machines of a process"
+            );
+            found.add(at, what);
+        }
+    }
+}

@@ -1,0 +1,705 @@
+//! Files and what is said of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use wharf_model::cell::Restart;
+
+use super::{Block, BlockMode, Config, ConfigError, Host, OnFault, Policy, Publish};
+use crate::cell::LogFile;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("wharf.toml"))
+}
+
+/// Every problem of `text`, without the file's name.
+fn problems(text: &str) -> Vec<String> {
+    let error = parse(text).expect_err(text);
+    let problems = error.problems().map(ToString::to_string);
+    problems
+        .map(|problem| problem.strip_prefix("wharf.toml:").unwrap().to_owned())
+        .collect()
+}
+
+/// A task that is complete but for what `lines` add.
+fn task(lines: &str) -> String {
+    format!("[[task]]\nname = \"web\"\nimage = \"http.elf\"\n{lines}\n")
+}
+
+const FULL: &str = r#"
+[host]
+workers = 2
+socket = "wharf.sock"
+
+[policy.scheduler]
+plugin = "plugins/fair-share"
+deadline = "1ms"
+on-fault = "built-in"
+config = { boost = 2 }
+
+[policy.router]
+plugin = "/plugins/sticky.wasm"
+on-fault = "deny"
+
+[[task]]
+name = "web"
+image = "guest-kernel/apps#http"
+args = ["--greeting", "hello"]
+memory = "64MiB"
+replicas = 2
+weight = 200
+restart = "always"
+stop-timeout = "250ms"
+publish = ["127.0.0.1:8080:80", "[::1]:8080:80", "81:80"]
+labels = { tier = "front" }
+
+[[task.block]]
+device = "data"
+file = "data.img"
+size = "64MiB"
+mode = "cow"
+
+[task.log]
+file = "web.log"
+size = "1MiB"
+keep = 7
+
+[[task]]
+name = "plain"
+image = "/images/plain.elf"
+"#;
+
+#[test]
+fn every_key_of_the_contract_is_read() {
+    let config = Config::parse(FULL, Path::new("/srv/cell/wharf.toml")).unwrap();
+    assert_eq!(
+        config.host,
+        Host {
+            workers: Some(2),
+            socket: Some("/srv/cell/wharf.sock".into()),
+        }
+    );
+    let scheduler = Policy {
+        plugin: "/srv/cell/plugins/fair-share".into(),
+        deadline: Some(Duration::from_millis(1)),
+        on_fault: OnFault::BuiltIn,
+        config: toml::toml! { boost = 2 },
+    };
+    let router = Policy {
+        plugin: "/plugins/sticky.wasm".into(),
+        deadline: None,
+        on_fault: OnFault::Deny,
+        config: toml::Table::new(),
+    };
+    assert_eq!(config.policies.scheduler, Some(scheduler));
+    assert_eq!(config.policies.router, Some(router));
+    assert_eq!(config.policies.upgrader, None);
+
+    let [web, _] = config.tasks.as_slice() else {
+        panic!("{:?}", config.tasks);
+    };
+    assert_eq!(web.name, "web");
+    assert_eq!(web.image, Path::new("/srv/cell/guest-kernel/apps#http"));
+    let args = wharf_machine::Args::new(["--greeting", "hello"]).unwrap();
+    assert_eq!(web.boot.args, args);
+    assert_eq!(web.boot.memory, 64 << 20);
+    assert_eq!((web.replicas, web.weight), (2, 200));
+    assert_eq!(web.restart, Restart::Always);
+    assert_eq!(web.grace, Duration::from_millis(250));
+    assert_eq!(web.labels, [("tier".to_owned(), "front".to_owned())].into());
+    let publish = |address: &str| Publish {
+        address: address.parse().unwrap(),
+        guest_port: 80,
+    };
+    assert_eq!(
+        web.publish,
+        ["127.0.0.1:8080", "[::1]:8080", "127.0.0.1:81"].map(publish)
+    );
+    let block = Block {
+        device: "data".to_owned(),
+        file: "/srv/cell/data.img".into(),
+        size: Some(64 << 20),
+        mode: BlockMode::CopyOnWrite,
+    };
+    assert_eq!(web.blocks, [block]);
+    let log = LogFile {
+        file: "/srv/cell/web.log".into(),
+        size: 1 << 20,
+        keep: 7,
+    };
+    assert_eq!(web.log, Some(log));
+    let spec = web.spec("/built/http.elf".into());
+    assert_eq!(spec.image, Path::new("/built/http.elf"));
+    assert_eq!((spec.name, spec.boot), (web.name.clone(), web.boot.clone()));
+}
+
+#[test]
+fn what_is_not_written_has_a_default() {
+    let text = task("log = { file = \"./web.log\" }");
+    let config = parse(&text).unwrap();
+    assert_eq!(config.host, Host::default());
+    assert!(config.unsupported().is_empty());
+    let [task] = config.tasks.as_slice() else {
+        panic!("{:?}", config.tasks);
+    };
+    assert_eq!(task.boot.memory, 32 << 20);
+    assert_eq!(task.boot.generation, 1);
+    assert_eq!((task.replicas, task.weight), (1, 100));
+    assert_eq!(task.restart, Restart::OnFailure);
+    assert_eq!(task.grace, Duration::from_secs(5));
+    let log = task.log.as_ref().unwrap();
+    assert_eq!((log.size, log.keep), (16 << 20, 3));
+    assert!(task.boot.args == wharf_machine::Args::default() && task.labels.is_empty());
+    assert!(task.publish.is_empty() && task.blocks.is_empty());
+}
+
+#[test]
+fn paths_are_relative_to_the_file() {
+    for (file, image, resolved) in [
+        ("wharf.toml", "http.elf", "http.elf"),
+        ("cell/wharf.toml", "apps#http", "cell/apps#http"),
+        ("cell/wharf.toml", "../http.elf", "cell/../http.elf"),
+        ("cell/wharf.toml", "/http.elf", "/http.elf"),
+    ] {
+        let text = format!("[[task]]\nname = \"a\"\nimage = \"{image}\"\n");
+        let config = Config::parse(&text, Path::new(file)).unwrap();
+        assert_eq!(config.tasks[0].image, PathBuf::from(resolved), "{file}");
+    }
+}
+
+#[test]
+fn what_comes_later_is_told_and_no_error() {
+    let config = parse(FULL).unwrap();
+    let told: Vec<String> = config
+        .unsupported()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "wharf.toml:6:1: policy plugins come with a later version of wharf: take this table out",
+            "wharf.toml:12:1: policy plugins come with a later version of wharf: take this table out",
+            "wharf.toml:25:1: published ports come with a later version of wharf: take publish out",
+            "wharf.toml:28:1: block devices come with a later version of wharf: take this table out",
+        ]
+    );
+}
+
+#[test]
+fn each_mistake_is_told_with_its_place_and_the_way_out() {
+    for (text, told) in [
+        (
+            "",
+            "1:1: there is no task: add [[task]] with a name and an image",
+        ),
+        (
+            "[host]\nworkers = 1\n",
+            "1:1: there is no task: add [[task]] with a name and an image",
+        ),
+        (
+            "task = []",
+            "1:8: task is empty: add [[task]] with a name and an image",
+        ),
+        ("task = 1", "1:8: task cannot be an integer: write [[task]]"),
+        (
+            "[task]\nname = \"a\"",
+            "1:1: task cannot be a table: write [[task]]",
+        ),
+        ("task = [\"a\"]", "1:9: task cannot be text: write [[task]]"),
+        (
+            "[[task]]\nname = \"web\"",
+            "1:1: a task needs image: write image = \"http.elf\"",
+        ),
+        (
+            "[[task]]\nimage = \"web\"",
+            "1:1: a task needs name: write name = \"web\"",
+        ),
+        (
+            "[[task]]\nname = \"w\"\nimage = \"i\"\n[[tasks]]\n",
+            "4:3: unknown key \"tasks\": did you mean \"task\"?",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[[task]]\nname = \"a\"\nimage = \"i\"",
+            "5:8: name \"a\" is taken at line 2: choose another",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nlog.file = \"x.log\"\n[[task]]\nname = \"b\"\nimage = \"i\"\nlog.file = \"./x.log\"",
+            "8:12: file is another task's log at line 4: name another",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\npublish = [\"80:80\"]\n[[task]]\nname = \"b\"\nimage = \"i\"\npublish = [\"0.0.0.0:80:81\"]",
+            "8:12: publish 0.0.0.0:80 is taken at line 4: choose another port",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nreplicas = 100\n[[task]]\nname = \"b\"\nimage = \"i\"\nreplicas = 29",
+            "8:12: replicas come to 129 in all: lower them to 128, since KVM's notifier cost grows with the machines of a process",
+        ),
+        (
+            "[[task]]\nname = \"é\"\nimage = \"i\"",
+            "2:8: name \"é\" is no name: use 1 to 63 letters, digits, - and _",
+        ),
+        (
+            "\u{feff}task = 1",
+            "1:8: task cannot be an integer: write [[task]]",
+        ),
+        (
+            "x = \"é\"  # é\r\ntask = [{ name = \"a\", image = \"i\" }]",
+            "1:1: unknown key \"x\": the file takes host, policy, task",
+        ),
+        (
+            "task = [{ name = \"é\", image = \"i\" }]",
+            "1:18: name \"é\" is no name: use 1 to 63 letters, digits, - and _",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[host]\nworkers = 0",
+            "5:11: workers 0 is out of range: write 1 to 256",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[host]\nworkers = 257",
+            "5:11: workers 257 is out of range: write 1 to 256",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[host]\nworkers = \"2\"",
+            "5:11: workers cannot be text: write workers = 2",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[host]\nworker = 2",
+            "5:1: unknown key \"worker\": did you mean \"workers\"?",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[host]\nsocket = \"\"",
+            "5:10: socket is empty: write socket = \"wharf.sock\"",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nhost = 1",
+            "4:1: unknown key \"host\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, labels, log, block",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.sheduler]\nplugin = \"p\"",
+            "4:9: unknown key \"sheduler\": did you mean \"scheduler\"?",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.scheduler]\ndeadline = \"1ms\"",
+            "4:1: a policy needs plugin: write plugin = \"plugins/fair-share\"",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.scheduler]\nplugin = \"p\"\ndeadline = \"0ms\"",
+            "6:12: deadline leaves no time: write deadline = \"1ms\"",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.scheduler]\nplugin = \"p\"\ndeadline = \"1\"",
+            "6:12: deadline \"1\" needs a number and a unit, such as 250ms",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.scheduler]\nplugin = \"p\"\non-fault = \"deny\"",
+            "6:12: on-fault cannot be \"deny\": write \"built-in\"",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.router]\nplugin = \"p\"\non-fault = \"allow\"",
+            "6:12: on-fault cannot be \"allow\": write \"built-in\" or \"deny\"",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.router]\nplugin = \"p\"\nconfig = 1",
+            "6:10: config cannot be an integer: write config = { boost = 2 }",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.router]\nplugin = \"p\"\nconfig = { a = 99999999999999999999 }",
+            "6:16: config holds a number that is too large: write it as text",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.router]\nplugin = \"p\"\non_fault = \"deny\"",
+            "6:1: unknown key \"on_fault\": did you mean \"on-fault\"?",
+        ),
+        (
+            "[[task]]\nmemory = 32MiB",
+            "2:10: 32MiB is no value: put text in quotes, as in \"32MiB\"",
+        ),
+        (
+            "[[task]]\nname = ",
+            "2:8: there is no value: write one, text in quotes",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nname = \"b\"",
+            "3:1: \"name\" is there twice: keep one",
+        ),
+        ("[[task]", "1:8: unclosed array table, expected `]`"),
+        ("a = [1,", "1:8: unclosed array, expected `]`"),
+        (
+            "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a = 1",
+            "1:1: this is nested too deep: put tables into fewer others",
+        ),
+        (
+            "[[task]]\nname \"a\"",
+            "2:6: key with no value, expected `=`",
+        ),
+    ] {
+        assert_eq!(problems(text), [told], "{text}");
+    }
+}
+
+#[test]
+fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
+    for (lines, told) in [
+        (
+            "name2 = 1",
+            "4:1: unknown key \"name2\": did you mean \"name\"?",
+        ),
+        (
+            "replica = 2",
+            "4:1: unknown key \"replica\": did you mean \"replicas\"?",
+        ),
+        (
+            "Memory = \"1MiB\"",
+            "4:1: unknown key \"Memory\": did you mean \"memory\"?",
+        ),
+        (
+            "colour = \"red\"",
+            "4:1: unknown key \"colour\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, labels, log, block",
+        ),
+        (
+            "args = \"a\"",
+            "4:8: args cannot be text: write args = [\"--greeting\", \"hello\"]",
+        ),
+        (
+            "args = [\"a\", 1]",
+            "4:14: args cannot be an integer: write args = [\"--greeting\", \"hello\"]",
+        ),
+        (
+            "args = [\"a\\u0000b\"]",
+            "4:9: args hold a NUL byte, which would end the argument: take it out",
+        ),
+        (
+            "memory = \"32\"",
+            "4:10: memory \"32\" needs a number and a unit, such as 32MiB",
+        ),
+        (
+            "memory = 32",
+            "4:10: memory cannot be an integer: write memory = \"32MiB\"",
+        ),
+        (
+            "memory = \"32MB\"",
+            "4:10: memory \"32MB\": \"MB\" is no unit: use B, KiB, MiB, GiB or TiB",
+        ),
+        (
+            "memory = \"5000B\"",
+            "4:10: memory \"5000B\" is no multiple of 4KiB: write 8KiB",
+        ),
+        (
+            "memory = \"0B\"",
+            "4:10: memory is nothing: write memory = \"32MiB\"",
+        ),
+        (
+            "memory = \"2TiB\"",
+            "4:10: memory \"2TiB\" is more than a task can have: write at most 64GiB",
+        ),
+        (
+            "memory = \"99999999999TiB\"",
+            "4:10: memory \"99999999999TiB\" is too large: write memory = \"32MiB\"",
+        ),
+        (
+            "replicas = 0",
+            "4:12: replicas 0 is out of range: write 1 to 100",
+        ),
+        (
+            "replicas = 101",
+            "4:12: replicas 101 is out of range: write 1 to 100",
+        ),
+        (
+            "replicas = -1",
+            "4:12: replicas -1 is out of range: write 1 to 100",
+        ),
+        (
+            "replicas = 1.5",
+            "4:12: replicas cannot be a float: write replicas = 2",
+        ),
+        (
+            "replicas = \"2\"",
+            "4:12: replicas cannot be text: write replicas = 2",
+        ),
+        (
+            "weight = 0",
+            "4:10: weight 0 is out of range: write 1 to 10000",
+        ),
+        (
+            "weight = 10001",
+            "4:10: weight 10001 is out of range: write 1 to 10000",
+        ),
+        (
+            "restart = \"sometimes\"",
+            "4:11: restart cannot be \"sometimes\": write \"never\" or \"on-failure\" or \"always\"",
+        ),
+        (
+            "restart = true",
+            "4:11: restart cannot be a boolean: write restart = \"on-failure\"",
+        ),
+        (
+            "stop-timeout = \"5\"",
+            "4:16: stop-timeout \"5\" needs a number and a unit, such as 250ms",
+        ),
+        (
+            "stop-timeout = \"5 fortnights\"",
+            "4:16: stop-timeout \"5 fortnights\": \"fortnights\" is no unit: use ns, us, ms, s, min or h",
+        ),
+        (
+            "stop-timeout = 5",
+            "4:16: stop-timeout cannot be an integer: write stop-timeout = \"5s\"",
+        ),
+        (
+            "labels = [\"a\"]",
+            "4:10: labels cannot be an array: write labels = { tier = \"front\" }",
+        ),
+        (
+            "labels = { a = 1 }",
+            "4:16: labels cannot be an integer: write labels = { tier = \"front\" }",
+        ),
+        (
+            "log = \"web.log\"",
+            "4:7: log cannot be text: write log = { file = \"web.log\" }",
+        ),
+        (
+            "log = {}",
+            "4:7: a log needs file: write file = \"web.log\"",
+        ),
+        (
+            "log = { file = \"\" }",
+            "4:16: file is empty: write file = \"web.log\"",
+        ),
+        (
+            "log = { file = \"a\\u0000\" }",
+            "4:16: file holds a NUL byte: take it out",
+        ),
+        (
+            "log = { file = \"a\", size = \"0B\" }",
+            "4:28: size is nothing: write size = \"16MiB\"",
+        ),
+        (
+            "log = { file = \"a\", keep = 101 }",
+            "4:28: keep 101 is out of range: write 0 to 100",
+        ),
+        (
+            "log = { file = \"a\", sise = \"1MiB\" }",
+            "4:21: unknown key \"sise\": did you mean \"size\"?",
+        ),
+        (
+            "publish = \"80:80\"",
+            "4:11: publish cannot be text: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"80\"]",
+            "4:12: publish \"80\" is not [ADDR:]PORT:GUESTPORT: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"0:80\"]",
+            "4:12: publish port \"0\" is not 1 to 65535: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"80:0\"]",
+            "4:12: publish port \"0\" is not 1 to 65535: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"80:65536\"]",
+            "4:12: publish port \"65536\" is not 1 to 65535: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"+80:80\"]",
+            "4:12: publish port \"+80\" is not 1 to 65535: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"localhost:80:80\"]",
+            "4:12: publish address \"localhost\" is neither IPv4 nor [IPv6]: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"::1:80:80\"]",
+            "4:12: publish address ::1 needs brackets, as in [::1]: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"[127.0.0.1]:80:80\"]",
+            "4:12: publish address \"[127.0.0.1]\" is neither IPv4 nor [IPv6]: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\":80:80\"]",
+            "4:12: publish address \"\" is neither IPv4 nor [IPv6]: write publish = [\"127.0.0.1:8080:80\"]",
+        ),
+        (
+            "publish = [\"80:80\", \"127.0.0.1:80:81\"]",
+            "4:21: publish 127.0.0.1:80 is taken at line 4: choose another port",
+        ),
+        (
+            "publish = [\"[::]:80:80\", \"[::1]:80:81\"]",
+            "4:26: publish [::1]:80 is taken at line 4: choose another port",
+        ),
+        (
+            "publish = [\"127.0.0.1:80:80\", \"[::ffff:127.0.0.1]:80:81\"]",
+            "4:31: publish 127.0.0.1:80 is taken at line 4: choose another port",
+        ),
+        (
+            "[task.block]\ndevice = \"d\"",
+            "4:1: block cannot be a table: write [[task.block]]",
+        ),
+        (
+            "[[task.block]]\nfile = \"f\"",
+            "4:1: a block device needs device: write device = \"data\"",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"",
+            "4:1: a block device needs file: write file = \"data.img\"",
+        ),
+        (
+            "[[task.block]]\ndevice = \"a.b\"\nfile = \"f\"",
+            "5:10: device \"a.b\" is no name: use 1 to 63 letters, digits, - and _",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nmode = \"w\"",
+            "7:8: mode cannot be \"w\": write \"rw\" or \"ro\" or \"cow\"",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nsize = \"1B\"",
+            "7:8: size \"1B\" is no multiple of 512B: write size = \"64MiB\"",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\n[[task.block]]\ndevice = \"d\"\nfile = \"g\"",
+            "8:10: device \"d\" is taken at line 5: give each one file",
+        ),
+        (
+            "[[task.block]]\ndevise = \"d\"\nfile = \"f\"\ndevice = \"d\"",
+            "5:1: unknown key \"devise\": did you mean \"device\"?",
+        ),
+        (
+            "args = [\"é\", \"\"\"\nx\"\"\", 1]",
+            "5:7: args cannot be an integer: write args = [\"--greeting\", \"hello\"]",
+        ),
+        (
+            "start = 1979-05-27",
+            "4:1: unknown key \"start\": did you mean \"restart\"?",
+        ),
+    ] {
+        assert_eq!(problems(&task(lines)), [told], "{lines}");
+    }
+}
+
+#[test]
+fn several_mistakes_are_told_in_one_pass_and_counted_in_one_line() {
+    let text = "[[task]]\nname = 1\nreplica = 2\nmemory = \"32\"\n";
+    assert_eq!(
+        problems(text),
+        [
+            "1:1: a task needs image: write image = \"http.elf\"",
+            "2:8: name cannot be an integer: write name = \"web\"",
+            "3:1: unknown key \"replica\": did you mean \"replicas\"?",
+            "4:10: memory \"32\" needs a number and a unit, such as 32MiB",
+        ]
+    );
+    assert_eq!(
+        parse(text).unwrap_err().to_string(),
+        "wharf.toml:1:1: a task needs image: write image = \"http.elf\" \
+         (and 3 more: see wharf up --check)"
+    );
+}
+
+#[test]
+fn what_does_not_meet_is_no_clash() {
+    let task =
+        |name: &str, lines: &str| format!("[[task]]\nname = \"{name}\"\nimage = \"i\"\n{lines}\n");
+    for (first, second) in [
+        (
+            "publish = [\"80:80\"]\nreplicas = 100",
+            "publish = [\"81:80\"]\nreplicas = 28",
+        ),
+        (
+            "publish = [\"0.0.0.0:80:80\"]",
+            "publish = [\"[::]:80:80\"]",
+        ),
+        (
+            "publish = [\"127.0.0.1:80:80\"]",
+            "publish = [\"127.0.0.2:80:80\"]",
+        ),
+        ("log.file = \"a.log\"", "log.file = \"b.log\""),
+        (
+            "block = [{ device = \"d\", file = \"a\" }]",
+            "block = [{ device = \"d\", file = \"b\" }]",
+        ),
+    ] {
+        parse(&(task("a", first) + &task("b", second))).unwrap();
+    }
+}
+
+#[test]
+fn arguments_are_limited_with_their_ends() {
+    let text = |len: usize| task(&format!("args = [\"a\", \"{}\"]", "x".repeat(len)));
+    parse(&text(64 * 1024 - 3)).unwrap();
+    let told = ["4:8: args take 65537 bytes: shorten them to 65536, one for the end of each"];
+    assert_eq!(problems(&text(64 * 1024 - 2)), told);
+}
+
+#[test]
+fn what_is_no_text_is_refused_before_it_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("wharf.toml");
+    let told = |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let told = Config::load(&path).unwrap_err().to_string();
+        told.strip_prefix(root.path().to_str().unwrap())
+            .unwrap()
+            .to_owned()
+    };
+    let utf8 = "/wharf.toml:2:3: this is not UTF-8: save the file in that encoding";
+    assert_eq!(told(b"# a\n# \xff\n"), utf8);
+    let large = "/wharf.toml:1:1: the file is larger than 1 MiB: \
+                 name a configuration, or make several of this";
+    assert_eq!(told(&vec![b' '; (1 << 20) + 1]), large);
+    assert_eq!(told(&vec![0xff; (1 << 20) + 1]), large);
+
+    fs::write(&path, FULL).unwrap();
+    let image = Config::load(&path).unwrap().tasks[0].image.clone();
+    assert_eq!(image, root.path().join("guest-kernel/apps#http"));
+    let missing = Config::load(&root.path().join("none")).unwrap_err();
+    assert!(
+        matches!(missing, ConfigError::Unreadable { .. }),
+        "{missing}"
+    );
+    assert_eq!(missing.problems().count(), 0);
+}
+
+#[test]
+fn a_file_that_is_wrong_everywhere_is_refused_in_few_short_lines() {
+    let many = task(&format!("{} = 1", "x".repeat(1 << 19))) + &"[[task]]\n".repeat(50_000);
+    let told = problems(&many);
+    assert_eq!(told.len(), 100);
+    assert!(told.iter().all(|line| line.len() < 300));
+    for opening in ["[", "{a=", "a."] {
+        let deep = format!("a = {}", opening.repeat(100_000));
+        assert_eq!(problems(&deep).len(), 1);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_is_too_odd(text in any::<String>()) {
+        let _ = parse(&text);
+    }
+
+    /// Text that is TOML more often than not.
+    #[test]
+    fn no_file_is_too_odd(
+        lines in prop::collection::vec(
+            (
+                "(\\[host\\]|\\[policy\\.router\\]|\\[\\[task\\]\\]|\\[\\[task\\.block\\]\\]|\\[task\\.log\\])?",
+                "(name|image|args|memory|replicas|publish|labels|file|size|keep|mode|plugin|config)",
+                "(1|-1|1e9|\"\"|\"é\"|\"32MiB\"|\"80:80\"|\\[\"80:80\"\\]|\\[\\[1\\]\\]|\\{a=1\\}|true|07:32:00)",
+            ),
+            0..12,
+        )
+    ) {
+        let text: String = lines
+            .iter()
+            .map(|(table, key, value)| format!("{table}\n{key} = {value}\n"))
+            .collect();
+        if let Err(error) = parse(&text) {
+            prop_assert!(error.problems().count() > 0);
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The client of the control socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, Response, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::runtime::{self, Runtime};
+use tokio::time;
+
+use super::lines::Lines;
+use super::problem::Problem;
+use super::resources::{ConsolePiece, HostStatus};
+use crate::cell::protocol::{Event, Selector, TaskStatus};
+
+/// How long a host may take to begin an answer. It needs microseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A host that was not reached, or that refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens at the socket.
+    #[error("no wharf is running at {}: start one with `wharf up`", path.display())]
+    NotRunning {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot be used: somebody else's, most likely.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The host does not answer.
+    #[error("the wharf at {} does not answer", path.display())]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The host refused, and said so.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke.
+    #[error("the connection to wharf was lost")]
+    Lost(#[source] hyper::Error),
+    /// The host is of another version, most likely.
+    #[error("wharf's answer is not understood")]
+    NotUnderstood(#[source] serde_json::Error),
+    /// There are no resources for a client.
+    #[error("cannot make a client")]
+    Runtime(#[source] io::Error),
+}
+
+/// A client of a host. Each call is a connection of its own and waits for the
+/// answer.
+#[derive(Debug)]
+pub struct Client {
+    path: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// Makes a client of the host at the socket `path`, which need not be there yet.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    pub fn new(path: &Path) -> Result<Self, ClientError> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(ClientError::Runtime)?;
+        let path = path.to_owned();
+        Ok(Self { path, runtime })
+    }
+
+    /// The host itself.
+    ///
+    /// # Errors
+    ///
+    /// When it is not reached.
+    pub fn host(&self) -> Result<HostStatus, ClientError> {
+        self.call(Method::GET, "/v1/host")
+    }
+
+    /// Every replica, or those that a selector means.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or there are none.
+    pub fn tasks(&self, selector: Option<&Selector>) -> Result<Vec<TaskStatus>, ClientError> {
+        match selector {
+            Some(selector) => self.call(Method::GET, &format!("/v1/tasks/{selector}")),
+            None => self.call(Method::GET, "/v1/tasks"),
+        }
+    }
+
+    /// Begins to stop what the selector means.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or there is nothing of that name.
+    pub fn stop(&self, selector: &Selector) -> Result<Vec<TaskStatus>, ClientError> {
+        self.call(Method::POST, &format!("/v1/tasks/{selector}/stop"))
+    }
+
+    /// Begins a new generation of what the selector means.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or there is nothing of that name.
+    pub fn restart(&self, selector: &Selector) -> Result<Vec<TaskStatus>, ClientError> {
+        self.call(Method::POST, &format!("/v1/tasks/{selector}/restart"))
+    }
+
+    /// Begins to end the host.
+    ///
+    /// # Errors
+    ///
+    /// When it is not reached.
+    pub fn down(&self) -> Result<HostStatus, ClientError> {
+        self.call(Method::POST, "/v1/down")
+    }
+
+    /// What replicas wrote to their consoles, from the last `tail` lines of each
+    /// on, and what they will write when that is to be followed.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or there is nothing of that name.
+    pub fn console(
+        &self,
+        selector: &Selector,
+        tail: Option<usize>,
+        follow: bool,
+    ) -> Result<Lines<'_, ConsolePiece>, ClientError> {
+        let mut uri = format!("/v1/tasks/{selector}/console?follow={follow}");
+        if let Some(lines) = tail {
+            uri.push_str(&format!("&tail={lines}"));
+        }
+        self.lines(&uri)
+    }
+
+    /// Events with a `seq` above `after`.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached.
+    pub fn events(&self, after: u64, follow: bool) -> Result<Lines<'_, Event>, ClientError> {
+        self.lines(&format!("/v1/events?after={after}&follow={follow}"))
+    }
+
+    /// The metrics, as text.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached.
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let body = self.receive(self.send(Method::GET, "/metrics")?)?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
+    fn call<T: DeserializeOwned>(&self, method: Method, uri: &str) -> Result<T, ClientError> {
+        let body = self.receive(self.send(method, uri)?)?;
+        serde_json::from_slice(&body).map_err(ClientError::NotUnderstood)
+    }
+
+    fn lines<T>(&self, uri: &str) -> Result<Lines<'_, T>, ClientError> {
+        let response = self.send(Method::GET, uri)?;
+        Ok(Lines::new(&self.runtime, response.into_body()))
+    }
+
+    /// A response that is no refusal.
+    fn send(&self, method: Method, uri: &str) -> Result<Response<Incoming>, ClientError> {
+        let answer = self.runtime.block_on(async {
+            let silent = |_| ClientError::Silent {
+                path: self.path.clone(),
+            };
+            time::timeout(PATIENCE, self.exchange(method, uri))
+                .await
+                .map_err(silent)?
+        });
+        let response = answer?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = self.receive(response)?;
+        let told = serde_json::from_slice(&body).map(|Problem { error, .. }| error);
+        Err(ClientError::Refused(
+            told.unwrap_or_else(|_| format!("wharf answers {status}")),
+        ))
+    }
+
+    async fn exchange(&self, method: Method, uri: &str) -> Result<Response<Incoming>, ClientError> {
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|source| self.not_connected(source))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(ClientError::Lost)?;
+        // It ends with the response, and its errors are the response's, too.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::HOST, "wharf")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| ClientError::Refused(error.to_string()))?;
+        sender
+            .send_request(request)
+            .await
+            .map_err(ClientError::Lost)
+    }
+
+    fn not_connected(&self, source: io::Error) -> ClientError {
+        let path = self.path.clone();
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                ClientError::NotRunning { path }
+            }
+            _ => ClientError::Connect { path, source },
+        }
+    }
+
+    fn receive(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let body = self.runtime.block_on(async {
+            let silent = |_| ClientError::Silent {
+                path: self.path.clone(),
+            };
+            time::timeout(PATIENCE, response.into_body().collect())
+                .await
+                .map_err(silent)
+        })?;
+        Ok(body.map_err(ClientError::Lost)?.to_bytes())
+    }
+}

@@ -1,0 +1,71 @@
+//! Requests that are refused, and the extractors that refuse them.
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::cell::NoSuchTask;
+use crate::cell::protocol::Selector;
+
+/// Why a request was refused. Nothing has changed then.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub(super) struct Problem {
+    /// One line for people.
+    pub(super) error: String,
+    #[serde(skip)]
+    status: StatusCode,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        let error = error.into();
+        Self { error, status }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.status, Json(self)).into_response()
+    }
+}
+
+impl From<NoSuchTask> for Problem {
+    fn from(error: NoSuchTask) -> Self {
+        Self::new(StatusCode::NOT_FOUND, error.to_string())
+    }
+}
+
+/// The `{task}` of a path.
+pub(super) struct Chosen(pub(super) Selector);
+
+impl<S: Send + Sync> FromRequestParts<S> for Chosen {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let refuse =
+            |error: &dyn ToString| Problem::new(StatusCode::BAD_REQUEST, error.to_string());
+        let Path(text) = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| refuse(&rejection.body_text()))?;
+        text.parse().map(Self).map_err(|error| refuse(&error))
+    }
+}
+
+/// The query of a URL.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(rejection) => Err(Problem::new(StatusCode::BAD_REQUEST, rejection.body_text())),
+        }
+    }
+}
