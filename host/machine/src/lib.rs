@@ -14,7 +14,7 @@
 //! guest-supplied number is read once from the registers that KVM copied out;
 //! a guest-supplied pointer is a [`UserSlice`], which only
 //! [`Machine::read_user`] opens. No reference into guest memory exists anywhere:
-//! [`memory::GuestMemory`] copies.
+//! `memory.rs` copies.
 //!
 //! # What this crate must never know
 //!

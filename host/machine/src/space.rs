@@ -7,7 +7,7 @@ use crate::image::Access;
 use crate::memory::{Gpa, GuestMemory};
 
 /// A range that a guest claims to own: unchecked until
-/// [`AddressSpace::read`] opens it.
+/// `AddressSpace::read` opens it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserSlice {
     /// Guest-virtual address of the first byte.

@@ -61,7 +61,8 @@ fn build(source: &PackageSource, options: BuildOptions) -> Result<PathBuf, Build
     // Before the copy: a refused image must not replace one that runs.
     Image::open(&executable).map_err(|error| match error {
         OpenError::Image {
-            source: ImageError::NoManifest,
+            // Without the attribute there is neither entry point nor note.
+            source: ImageError::NoManifest | ImageError::EntryNotCode { .. },
             ..
         } => BuildError::NotAGuest {
             bin: binary.name.clone(),
