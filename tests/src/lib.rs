@@ -8,3 +8,4 @@
 pub mod command;
 pub mod elf;
 pub mod guest;
+pub mod host;
