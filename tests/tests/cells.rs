@@ -271,6 +271,25 @@ fn sixty_four_tasks_start_and_end() {
     }
 }
 
+/// Found by hand: who asked while the host ended waited for ever.
+#[test]
+fn many_tasks_go_down_while_somebody_watches() {
+    let Some(_) = kvm() else { return };
+    let directory = directory();
+    let mut host = Host::up(
+        directory.path(),
+        "[[task]]\nname = \"t\"\nimage = \"waits\"\nreplicas = 64\n",
+    );
+    for index in 0..64 {
+        host.until_task(&format!("t.{index}"), |task| task.state() == "waiting");
+    }
+    let mut down = host.command(&["down"]).spawn().unwrap();
+    // Asks again and again, until nobody answers.
+    while host.try_ask(&["ps"]).status == 0 {}
+    assert!(down.wait().unwrap().success());
+    assert_eq!(host.status(), 0);
+}
+
 #[test]
 fn a_check_names_line_and_column_and_starts_nothing() {
     let directory = tempfile::tempdir().unwrap();

@@ -24,10 +24,11 @@ mod worker;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use wharf_machine::{BootConfig, Hypervisor};
 use wharf_model::cell::Restart;
 
@@ -98,11 +99,15 @@ pub enum CellError {
     Thread(#[source] std::io::Error),
 }
 
+/// How often who waits for an answer looks whether there can be one.
+const ANSWER_PERIOD: Duration = Duration::from_millis(50);
+
 /// A running cell. Cloned handles are the same cell.
 #[derive(Clone, Debug)]
 pub struct Cell {
     requests: Sender<Request>,
     events: Arc<EventLog>,
+    over: Arc<AtomicBool>,
 }
 
 /// What the supervisor is asked, each with where the answer goes.
@@ -131,14 +136,24 @@ impl Cell {
         let hypervisor = Arc::new(Hypervisor::open()?);
         let events = Arc::new(EventLog::default());
         let (requests, inbox) = bounded(64);
-        let supervisor = supervisor::start(config, &hypervisor, Arc::clone(&events), inbox)?;
-        Ok((Self { requests, events }, supervisor))
+        let over = Arc::new(AtomicBool::new(false));
+        let cell = Self {
+            requests,
+            events: Arc::clone(&events),
+            over: Arc::clone(&over),
+        };
+        let supervisor = supervisor::start(config, &hypervisor, events, over, inbox)?;
+        Ok((cell, supervisor))
     }
 
     /// A handle to a supervisor that somebody else started.
     #[cfg(test)]
     pub(crate) fn with_supervisor(requests: Sender<Request>, events: Arc<EventLog>) -> Self {
-        Self { requests, events }
+        Self {
+            requests,
+            events,
+            over: Arc::default(),
+        }
     }
 
     /// Every replica of every task, in the order of the configuration. Empty
@@ -193,10 +208,17 @@ impl Cell {
         &self.events
     }
 
-    /// Asks the supervisor; `None` when it has ended.
+    /// Asks the supervisor; `None` when it has ended, also when it did so with the
+    /// request in its mailbox.
     fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Option<T> {
         let (reply, answer) = bounded(1);
         self.requests.send(request(reply)).ok()?;
-        answer.recv().ok()
+        loop {
+            match answer.recv_timeout(ANSWER_PERIOD) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::Acquire) => {}
+                Err(_) => return None,
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! socket say into events, and actions into messages to workers.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -23,6 +24,7 @@ pub(super) fn start(
     config: CellConfig,
     hypervisor: &Arc<Hypervisor>,
     events: Arc<EventLog>,
+    over: Arc<AtomicBool>,
     requests: Receiver<Request>,
 ) -> Result<JoinHandle<()>, CellError> {
     let (outbox, reports) = unbounded();
@@ -46,7 +48,10 @@ pub(super) fn start(
     };
     std::thread::Builder::new()
         .name("supervisor".to_owned())
-        .spawn(move || supervisor.run(&requests, &reports))
+        .spawn(move || {
+            supervisor.run(&requests, &reports);
+            over.store(true, Ordering::Release);
+        })
         .map_err(CellError::Thread)
 }
 
