@@ -297,7 +297,8 @@ impl Supervisor {
 
     fn record(&mut self, key: TaskKey, kind: EventKind, detail: String) {
         if let Some(member) = self.members.get_mut(key.replica) {
-            if !matches!(kind, EventKind::Moved) {
+            // A pause and a move are no reasons for where it is.
+            if !matches!(kind, EventKind::Moved | EventKind::BackingOff) {
                 let first = detail.lines().next().unwrap_or_default();
                 member.reason = (!first.is_empty()).then(|| first.to_owned());
             }

@@ -21,6 +21,10 @@ use crate::cell::meters::{Activity, Meters};
 /// How long a guest that writes more than its log file takes is kept waiting.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long a guest that is alone runs before it is left, only so that what it
+/// used is seen. Costs 50 µs each time on KVM-PVM, 0.02 %.
+const METER_PERIOD: Duration = Duration::from_millis(250);
+
 /// One guest.
 pub(in crate::cell) struct Live {
     pub(super) key: TaskKey,
@@ -236,8 +240,8 @@ impl Live {
         true
     }
 
-    /// The earliest of what must end this turn rings; nothing does for a guest
-    /// that is alone.
+    /// The earliest of what must end this turn rings; for a guest that is alone,
+    /// that is when its meters have to be read.
     fn set_alarm(
         &self,
         kicks: &mut Kicks,
@@ -246,7 +250,8 @@ impl Live {
         sleeper: Option<Instant>,
     ) {
         let own = self.task.alarm().map(|at| self.host_time(at));
-        if let Some(first) = [ends, sleeper, own].into_iter().flatten().min() {
+        let meters = start.checked_add(METER_PERIOD);
+        if let Some(first) = [ends, sleeper, own, meters].into_iter().flatten().min() {
             kicks.set_alarm(first.saturating_duration_since(start));
         }
     }

@@ -131,6 +131,9 @@ struct Worker {
     guests: BTreeMap<TaskKey, Live>,
     queue: FairQueue<TaskKey>,
     sleepers: BTreeSet<(Instant, TaskKey)>,
+    /// Where guests went that were here: what is said to them still comes here
+    /// until the supervisor has heard. One entry a replica, of its last life here.
+    gone: BTreeMap<usize, (TaskKey, Mailbox)>,
     said_idle: bool,
     said_crowded: Instant,
 }
@@ -152,6 +155,7 @@ impl Worker {
             guests: BTreeMap::new(),
             queue: FairQueue::default(),
             sleepers: BTreeSet::new(),
+            gone: BTreeMap::new(),
             said_idle: false,
             said_crowded: Instant::now(),
         }
@@ -180,13 +184,17 @@ impl Worker {
         match message {
             ToWorker::Boot(birth) => self.boot(*birth),
             ToWorker::Adopt(live) => self.take_in(*live),
-            ToWorker::Stop(key) => {
-                if let Some(live) = self.guests.get_mut(&key) {
+            ToWorker::Stop(key) => match self.guests.get_mut(&key) {
+                Some(live) => {
                     live.tell(Stop::Terminate);
                     self.wake(key);
                 }
+                None => self.forward(key, ToWorker::Stop(key)),
+            },
+            ToWorker::Kill(key) if self.guests.contains_key(&key) => {
+                self.end(key, Outcome::Stopped(Stop::Terminate));
             }
-            ToWorker::Kill(key) => self.end(key, Outcome::Stopped(Stop::Terminate)),
+            ToWorker::Kill(key) => self.forward(key, ToWorker::Kill(key)),
             ToWorker::Donate(to, mailbox) => self.donate(to, &mailbox),
             ToWorker::Quit => return std::ops::ControlFlow::Break(()),
         }
@@ -206,6 +214,7 @@ impl Worker {
 
     fn take_in(&mut self, live: Live) {
         let key = live.key;
+        self.gone.remove(&key.replica);
         self.queue.insert(key, live.weight());
         self.guests.insert(key, live);
         self.said_idle = false;
@@ -286,9 +295,22 @@ impl Worker {
             && let Some(live) = self.guests.remove(&key)
         {
             self.queue.remove(key);
-            // Told before it arrives, so that what it does there is heard later.
-            self.tell(FromWorker::Gave(key, to));
+            // Sent before it is told: whatever the supervisor then says to the
+            // other worker arrives behind the guest.
             mailbox.send(ToWorker::Adopt(Box::new(live)));
+            self.gone.insert(key.replica, (key, mailbox.clone()));
+            self.tell(FromWorker::Gave(key, to));
+        }
+    }
+
+    /// Passes on what was said to a guest that has left. It arrives behind the
+    /// guest, which went the same way. What was said to one that has ended is
+    /// dropped.
+    fn forward(&self, key: TaskKey, message: ToWorker) {
+        if let Some((gone, mailbox)) = self.gone.get(&key.replica)
+            && *gone == key
+        {
+            mailbox.send(message);
         }
     }
 
