@@ -24,6 +24,7 @@
 
 pub mod cell;
 pub mod outcome;
+pub mod policy;
 pub mod schedule;
 pub mod task;
 pub mod time;
