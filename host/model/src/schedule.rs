@@ -9,9 +9,19 @@
 //! where the others are: it does not make up for what it did not use (that
 //! would starve the others), nor pay longer than one slice for what it used
 //! last (that would make its answer late).
+//!
+//! Another policy may choose among the ready tasks: `ask` makes the question
+//! of the queue, and a turn of the answer. The books are kept all the same, so
+//! that this policy can go on at any time.
+
+mod ask;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use crate::Instant;
+
+pub use ask::{CANDIDATES, STARVED};
 
 /// How long a task runs before the next is considered, unless it is alone.
 ///
@@ -44,6 +54,10 @@ struct Share {
     weight: u32,
     /// Virtual nanoseconds used.
     used: u64,
+    /// Nanoseconds used.
+    ran: u64,
+    /// Since when it is ready.
+    since: Instant,
 }
 
 impl<K> Default for FairQueue<K> {
@@ -63,7 +77,13 @@ impl<K: Copy + Ord> FairQueue<K> {
         let weight = weight.clamp(*WEIGHTS.start(), *WEIGHTS.end());
         self.remove(key);
         let used = self.floor;
-        self.tasks.insert(key, Share { weight, used });
+        let share = Share {
+            weight,
+            used,
+            ran: 0,
+            since: Instant::default(),
+        };
+        self.tasks.insert(key, share);
     }
 
     /// Forgets a task, whatever it does.
@@ -73,7 +93,7 @@ impl<K: Copy + Ord> FairQueue<K> {
     }
 
     /// Makes a task ready. One that is ready or running stays as it is.
-    pub fn wake(&mut self, key: K) {
+    pub fn wake(&mut self, now: Instant, key: K) {
         if self.running == Some(key) {
             return;
         }
@@ -84,6 +104,7 @@ impl<K: Copy + Ord> FairQueue<K> {
         if !self.ready.contains(&(share.used, key)) {
             let debt = virtual_ns(SLICE, share.weight);
             share.used = share.used.clamp(floor, floor.saturating_add(debt));
+            share.since = now;
             self.ready.insert((share.used, key));
         }
     }
@@ -104,8 +125,21 @@ impl<K: Copy + Ord> FairQueue<K> {
         if self.running.is_some() {
             return None;
         }
-        let (used, key) = self.ready.pop_first()?;
-        self.floor = self.floor.max(used);
+        let (_, key) = *self.ready.first()?;
+        self.pick_this(key)
+    }
+
+    /// The same with somebody else's choice: `None` when that one is not ready.
+    fn pick_this(&mut self, key: K) -> Option<K> {
+        if self.running.is_some() {
+            return None;
+        }
+        let (behind, _) = *self.ready.first()?;
+        let used = self.tasks.get(&key)?.used;
+        if !self.ready.remove(&(used, key)) {
+            return None;
+        }
+        self.floor = self.floor.max(behind);
         self.running = Some(key);
         Some(key)
     }
@@ -115,14 +149,17 @@ impl<K: Copy + Ord> FairQueue<K> {
     pub fn ran(&mut self, time: Duration) {
         if let Some(share) = self.running.and_then(|key| self.tasks.get_mut(&key)) {
             share.used = share.used.saturating_add(virtual_ns(time, share.weight));
+            let ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            share.ran = share.ran.saturating_add(ns);
         }
     }
 
     /// Puts the running task back among the ready.
-    pub fn yield_now(&mut self) {
+    pub fn yield_now(&mut self, now: Instant) {
         if let Some(key) = self.running.take()
-            && let Some(share) = self.tasks.get(&key)
+            && let Some(share) = self.tasks.get_mut(&key)
         {
+            share.since = now;
             self.ready.insert((share.used, key));
         }
     }

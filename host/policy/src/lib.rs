@@ -24,12 +24,33 @@
 )]
 
 mod bindings;
+mod clock;
 mod engine;
 mod instance;
+mod keeper;
+mod notice;
 mod plugin;
 mod sandbox;
+mod seen;
+mod slot;
+mod slots;
+mod stats;
+mod trace;
 
 pub use bindings::VERSION;
+pub use clock::now;
 pub use engine::{Engine, EngineError};
 pub use instance::{Fault, Instance, Setup, State, TaskFacts};
+pub use notice::{Notice, NoticeKind};
 pub use plugin::{Identity, Plugin, Refusal, Surface};
+pub use seen::{By, Seen};
+pub use slot::{
+    Difference, OnFault, Rehearsal, RollbackRefusal, RolledBack, Shadowed, Slot, SlotConfig,
+    SlotStatus, StateMoved, SwapOptions, SwapRefusal, Swapped,
+};
+pub use slots::{OpenError, Slots};
+pub use stats::{BUCKETS_NS, CallTimes};
+pub use trace::{
+    ReplayError, ReplayFailure, ReplayOptions, Replayed, TRACE_VERSION, Trace, TraceHeader,
+    TraceLine, TracedPlugin, replay,
+};

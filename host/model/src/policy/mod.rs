@@ -6,10 +6,12 @@
 //!
 //! - [`built_in`] answers every question.
 //! - [`check`] says whether a plugin's answer is one, and clamps it.
+//! - [`rehearsal`] makes questions up, to try a plugin with.
 //! - [`slot`] decides who is in force, and what follows when a plugin fails.
 
 pub mod built_in;
 pub mod check;
+pub mod rehearsal;
 pub mod slot;
 
 use std::fmt;
@@ -337,6 +339,20 @@ pub enum Judgement {
     Advance(Canary),
     /// The old one comes back, for this reason.
     RollBack(String),
+}
+
+impl View {
+    /// Becomes a copy of `other` without taking new memory for it.
+    pub fn clone_from_view(&mut self, other: &Self) {
+        let Self {
+            now,
+            worker,
+            last,
+            ready,
+        } = other;
+        (self.now, self.worker, self.last) = (*now, *worker, *last);
+        self.ready.clone_from(ready);
+    }
 }
 
 impl Question {

@@ -6,19 +6,23 @@ use std::time::Duration;
 use proptest::prelude::{any, proptest};
 
 use super::{FairQueue, SLICE};
+use crate::Instant;
+
+/// The built-in policy does not go by the time of day.
+const NOW: Instant = Instant::from_nanos(0);
 
 /// Lets always-ready tasks of these weights compete for so many slices.
 fn shares(weights: &[u32], slices: u32) -> Vec<f64> {
     let mut queue = FairQueue::default();
     for (key, weight) in weights.iter().enumerate() {
         queue.insert(key, *weight);
-        queue.wake(key);
+        queue.wake(NOW, key);
     }
     let mut ran = vec![0.0; weights.len()];
     for _ in 0..slices {
         let key = queue.pick().unwrap();
         queue.ran(SLICE);
-        queue.yield_now();
+        queue.yield_now(NOW);
         ran[key] += 1.0 / f64::from(slices);
     }
     ran
@@ -43,21 +47,21 @@ fn a_task_that_slept_runs_next_and_then_takes_turns() {
     let mut queue = FairQueue::default();
     queue.insert("spins", 100);
     queue.insert("sleeps", 100);
-    queue.wake("spins");
+    queue.wake(NOW, "spins");
     for _ in 0..1_000 {
         assert_eq!(queue.pick(), Some("spins"));
         queue.ran(SLICE);
-        queue.yield_now();
+        queue.yield_now(NOW);
     }
-    queue.wake("sleeps");
+    queue.wake(NOW, "sleeps");
     assert_eq!(queue.pick(), Some("sleeps"));
     let mut turns = BTreeMap::new();
     queue.ran(SLICE);
-    queue.yield_now();
+    queue.yield_now(NOW);
     for _ in 0..100 {
         *turns.entry(queue.pick().unwrap()).or_insert(0) += 1;
         queue.ran(SLICE);
-        queue.yield_now();
+        queue.yield_now(NOW);
     }
     // No windfall: it does not get the thousand slices that it did not use.
     assert!(turns["spins"] >= 49 && turns["sleeps"] >= 49, "{turns:?}");
@@ -67,18 +71,18 @@ fn a_task_that_slept_runs_next_and_then_takes_turns() {
 fn a_task_that_used_much_pays_no_more_than_a_slice_after_a_sleep() {
     let mut queue = FairQueue::default();
     queue.insert("greedy", 100);
-    queue.wake("greedy");
+    queue.wake(NOW, "greedy");
     queue.pick();
     queue.ran(Duration::from_secs(60));
     queue.sleep("greedy");
     queue.insert("other", 100);
-    queue.wake("other");
-    queue.wake("greedy");
+    queue.wake(NOW, "other");
+    queue.wake(NOW, "greedy");
     let first: Vec<_> = (0..4)
         .map(|_| {
             let key = queue.pick().unwrap();
             queue.ran(SLICE);
-            queue.yield_now();
+            queue.yield_now(NOW);
             key
         })
         .collect();
@@ -89,11 +93,11 @@ fn a_task_that_used_much_pays_no_more_than_a_slice_after_a_sleep() {
 fn a_task_alone_has_no_slice() {
     let mut queue = FairQueue::default();
     queue.insert(1, 100);
-    queue.wake(1);
+    queue.wake(NOW, 1);
     assert_eq!(queue.pick(), Some(1));
     assert_eq!(queue.slice(), None);
     queue.insert(2, 100);
-    queue.wake(2);
+    queue.wake(NOW, 2);
     assert_eq!(queue.slice(), Some(SLICE));
 }
 
@@ -101,10 +105,10 @@ fn a_task_alone_has_no_slice() {
 fn nobody_runs_twice_at_once() {
     let mut queue = FairQueue::default();
     queue.insert(1, 100);
-    queue.wake(1);
-    queue.wake(1);
+    queue.wake(NOW, 1);
+    queue.wake(NOW, 1);
     assert_eq!(queue.pick(), Some(1));
-    queue.wake(1);
+    queue.wake(NOW, 1);
     assert_eq!((queue.waiting(), queue.pick()), (0, None));
 }
 
@@ -120,13 +124,13 @@ proptest! {
         for (step, key, weight, ns) in steps {
             match step % 5 {
                 0 => { queue.insert(key, weight); known.insert(key, false); }
-                1 => { queue.wake(key); if let Some(ready) = known.get_mut(&key) { *ready = true; } }
+                1 => { queue.wake(NOW, key); if let Some(ready) = known.get_mut(&key) { *ready = true; } }
                 2 => { queue.sleep(key); if let Some(ready) = known.get_mut(&key) { *ready = false; } }
                 3 => { queue.remove(key); known.remove(&key); }
                 _ => if let Some(key) = queue.pick() {
                     assert_eq!(known.get(&key), Some(&true));
                     queue.ran(Duration::from_nanos(ns));
-                    queue.yield_now();
+                    queue.yield_now(NOW);
                 }
             }
         }
@@ -139,7 +143,7 @@ proptest! {
             let key = queue.pick().unwrap();
             left.remove(&key);
             queue.ran(SLICE);
-            queue.yield_now();
+            queue.yield_now(NOW);
         }
         assert!(left.is_empty(), "starved: {left:?}");
     }

@@ -10,7 +10,7 @@
 //! what it decides. A worker is a thread that owns virtual machines. They talk
 //! in owned values over channels; two things are shared besides, because a copy
 //! of them for every byte would be absurd: each task's [`ConsoleRing`] and the
-//! [`EventLog`].
+//! [`EventLog`]. And all ask one set of policy [`Slots`].
 
 pub mod console;
 pub mod events;
@@ -18,6 +18,7 @@ pub mod protocol;
 
 mod logger;
 mod meters;
+mod policies;
 mod supervisor;
 mod worker;
 
@@ -31,6 +32,8 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use wharf_machine::{BootConfig, Hypervisor};
 use wharf_model::cell::Restart;
+use wharf_model::policy::SlotName;
+use wharf_policy::{SlotConfig, Slots};
 
 use console::ConsoleRing;
 use events::EventLog;
@@ -43,6 +46,21 @@ pub struct CellConfig {
     pub workers: u32,
     /// The tasks, in the order in which they start. They stop in the other.
     pub tasks: Vec<TaskSpec>,
+    /// The plugins that decide from the start on.
+    pub policies: Vec<PolicySpec>,
+}
+
+/// A plugin that a slot begins with.
+#[derive(Clone, Debug)]
+pub struct PolicySpec {
+    /// The slot.
+    pub slot: SlotName,
+    /// The component's file.
+    pub plugin: PathBuf,
+    /// What it is configured with.
+    pub settings: Vec<(String, String)>,
+    /// How long a question may take, and who answers when it cannot.
+    pub config: SlotConfig,
 }
 
 /// One task, ready to be started.
@@ -97,6 +115,25 @@ pub enum CellError {
     /// No thread could be made.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    /// A plugin that the tasks are to run under is not one.
+    #[error("[policy.{slot}]")]
+    Policy {
+        /// The slot.
+        slot: SlotName,
+        /// Why not.
+        source: PolicyError,
+    },
+}
+
+/// A plugin was not put into its slot.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// It is no plugin.
+    #[error(transparent)]
+    Open(#[from] wharf_policy::OpenError),
+    /// It is not good enough.
+    #[error(transparent)]
+    Swap(#[from] wharf_policy::SwapRefusal),
 }
 
 /// How often who waits for an answer looks whether there can be one.
@@ -107,6 +144,7 @@ const ANSWER_PERIOD: Duration = Duration::from_millis(50);
 pub struct Cell {
     requests: Sender<Request>,
     events: Arc<EventLog>,
+    slots: Arc<Slots>,
     over: Arc<AtomicBool>,
 }
 
@@ -135,14 +173,17 @@ impl Cell {
     pub fn start(config: CellConfig) -> Result<(Self, JoinHandle<()>), CellError> {
         let hypervisor = Arc::new(Hypervisor::open()?);
         let events = Arc::new(EventLog::default());
+        let slots = policies::slots(&config, &events);
+        policies::install(&slots, &config.policies)?;
         let (requests, inbox) = bounded(64);
         let over = Arc::new(AtomicBool::new(false));
         let cell = Self {
             requests,
             events: Arc::clone(&events),
+            slots: Arc::clone(&slots),
             over: Arc::clone(&over),
         };
-        let supervisor = supervisor::start(config, &hypervisor, events, over, inbox)?;
+        let supervisor = supervisor::start(config, &hypervisor, &slots, events, over, inbox)?;
         Ok((cell, supervisor))
     }
 
@@ -152,6 +193,7 @@ impl Cell {
         Self {
             requests,
             events,
+            slots: Slots::new(Vec::new(), SlotConfig::of, None, |_| {}),
             over: Arc::default(),
         }
     }
@@ -206,6 +248,12 @@ impl Cell {
     #[must_use]
     pub fn events(&self) -> &EventLog {
         &self.events
+    }
+
+    /// Who decides.
+    #[must_use]
+    pub const fn slots(&self) -> &Arc<Slots> {
+        &self.slots
     }
 
     /// Asks the supervisor; `None` when it has ended, also when it did so with the

@@ -115,6 +115,18 @@ pub enum EventKind {
     Up,
     /// The cell ends.
     Down,
+    /// Another plugin decides, or what is built in by the operator's wish.
+    PolicySwapped,
+    /// A plugin passed its probation; the one before it is let go.
+    PolicyConfirmed,
+    /// A plugin failed to answer; what is built in did.
+    PolicyStruck,
+    /// A plugin was taken out until it is tried again.
+    PolicyQuarantined,
+    /// A plugin is tried again.
+    PolicyRestored,
+    /// The plugin before decides again.
+    PolicyRolledBack,
 }
 
 impl Selector {

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, after, never, select_biased, unbounded
 use wharf_machine::Hypervisor;
 use wharf_model::cell::{Action, Cell as Model, Event as Fact, Replica, State, TaskKey};
 use wharf_model::{Outcome, Stop};
+use wharf_policy::Slots;
 
 use super::console::ConsoleRing;
 use super::events::EventLog;
@@ -23,6 +24,7 @@ use super::{CellConfig, CellError, NoSuchTask, Request, TaskSpec};
 pub(super) fn start(
     config: CellConfig,
     hypervisor: &Arc<Hypervisor>,
+    slots: &Arc<Slots>,
     events: Arc<EventLog>,
     over: Arc<AtomicBool>,
     requests: Receiver<Request>,
@@ -33,6 +35,7 @@ pub(super) fn start(
         workers.push(worker::start(
             index,
             Arc::clone(hypervisor),
+            Arc::clone(slots),
             outbox.clone(),
         )?);
     }

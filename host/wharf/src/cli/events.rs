@@ -76,6 +76,12 @@ const fn word(kind: EventKind) -> (&'static str, Option<AnsiColor>) {
         EventKind::Moved => ("moved", None),
         EventKind::Up => ("up", Some(AnsiColor::Green)),
         EventKind::Down => ("down", None),
+        EventKind::PolicySwapped => ("policy-swapped", Some(AnsiColor::Green)),
+        EventKind::PolicyConfirmed => ("policy-confirmed", Some(AnsiColor::Green)),
+        EventKind::PolicyStruck => ("policy-struck", Some(AnsiColor::Yellow)),
+        EventKind::PolicyQuarantined => ("policy-quarantined", Some(AnsiColor::Red)),
+        EventKind::PolicyRestored => ("policy-restored", Some(AnsiColor::Yellow)),
+        EventKind::PolicyRolledBack => ("policy-rolled-back", Some(AnsiColor::Yellow)),
     }
 }
 

@@ -13,8 +13,8 @@ use nix::sys::signal::{SigSet, Signal};
 use super::{host, output};
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::{Event, TaskState, TaskStatus};
-use crate::cell::{Cell, CellConfig, TaskSpec};
-use crate::config::{Config, ConfigError, Task};
+use crate::cell::{Cell, CellConfig, PolicySpec, TaskSpec};
+use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
 use crate::text::one_line;
 
@@ -109,7 +109,12 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     let server = Server::bind(socket)?;
     let tasks = specs(&config.tasks, args.strict, progress)?;
     let workers = config.host.workers.unwrap_or_else(cores);
-    let (cell, supervisor) = Cell::start(CellConfig { workers, tasks })?;
+    let policies = policies(&config.policies, progress)?;
+    let (cell, supervisor) = Cell::start(CellConfig {
+        workers,
+        tasks,
+        policies,
+    })?;
     let serving = server.start(
         cell.clone(),
         ServeConfig {
@@ -154,6 +159,16 @@ fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec
                 .with_context(|| format!("task {}", task.name))?;
         }
         specs.push(task.spec(image));
+    }
+    Ok(specs)
+}
+
+/// The plugins that the file names, built where they have to be.
+fn policies(policies: &Policies, progress: Progress) -> anyhow::Result<Vec<PolicySpec>> {
+    let mut specs = Vec::new();
+    let _ = progress;
+    for (slot, policy) in policies.all() {
+        specs.push(policy.spec(slot, policy.plugin.clone()));
     }
     Ok(specs)
 }

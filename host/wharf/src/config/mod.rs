@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 pub use block::{Block, BlockMode};
-pub use policy::{OnFault, Policies, Policy};
+pub use policy::{Policies, Policy};
 pub use problem::{ConfigError, Problem};
 pub use publish::Publish;
 pub use task::Task;

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toml::Table;
 use toml::de::ValueDeserializer;
+use toml::{Table, Value};
+use wharf_model::policy::SlotName;
+use wharf_policy::{OnFault, SlotConfig};
 
 use super::field::Field;
 use super::findings::Findings;
 use super::section::Key;
+use crate::cell::PolicySpec;
 
 const SCHEDULER: Key = Key::new("scheduler", "[policy.scheduler]");
 const ROUTER: Key = Key::new("router", "[policy.router]");
@@ -44,17 +47,18 @@ pub struct Policy {
     pub config: Table,
 }
 
-/// Who decides in place of a plugin that failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnFault {
-    /// What is built in.
-    #[default]
-    BuiltIn,
-    /// No one: what was asked for is refused. Routers only.
-    Deny,
-}
-
 impl Policies {
+    /// Those that there are, with their slots.
+    pub fn all(&self) -> impl Iterator<Item = (SlotName, &Policy)> {
+        let slots = [
+            (SlotName::Scheduler, &self.scheduler),
+            (SlotName::Router, &self.router),
+            (SlotName::Upgrader, &self.upgrader),
+        ];
+        let there = slots.into_iter();
+        there.filter_map(|(slot, policy)| Some((slot, policy.as_ref()?)))
+    }
+
     pub(super) fn read(field: Field<'_>, found: &mut Findings<'_>) -> Self {
         let Some(section) = field.section("[policy]", &[SCHEDULER, ROUTER, UPGRADER], found) else {
             return Self::default();
@@ -71,6 +75,34 @@ impl Policies {
 }
 
 impl Policy {
+    /// What a cell is told of it, when its component is there.
+    #[must_use]
+    pub fn spec(&self, slot: SlotName, plugin: PathBuf) -> PolicySpec {
+        let usual = SlotConfig::of(slot);
+        PolicySpec {
+            slot,
+            plugin,
+            settings: self.settings(),
+            config: SlotConfig {
+                deadline: self.deadline.unwrap_or(usual.deadline),
+                on_fault: self.on_fault,
+            },
+        }
+    }
+
+    /// `config` as plugins get it: text as it is, and everything else as TOML writes
+    /// it.
+    fn settings(&self) -> Vec<(String, String)> {
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let settings = self.config.iter();
+        settings
+            .map(|(key, value)| (key.clone(), text(value)))
+            .collect()
+    }
+
     fn read(
         field: Field<'_>,
         on_fault: &[(&str, OnFault)],
@@ -78,10 +110,6 @@ impl Policy {
     ) -> Option<Self> {
         let keys = &[PLUGIN, DEADLINE, ON_FAULT, CONFIG];
         let section = field.section("a policy", keys, found)?;
-        found.add_unsupported(
-            field.at(),
-            "policy plugins come with a later version of wharf: take this table out",
-        );
         let plugin = section.require(PLUGIN, found);
         let plugin = plugin.and_then(|it| it.path(found));
         let deadline = section.get(DEADLINE).and_then(|it| {

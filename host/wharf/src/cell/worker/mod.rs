@@ -17,6 +17,7 @@
 
 mod kick;
 mod live;
+mod scheduler;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,8 +27,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use wharf_machine::Hypervisor;
 use wharf_model::cell::TaskKey;
-use wharf_model::schedule::FairQueue;
+use wharf_model::policy::SliceEnd;
 use wharf_model::{Outcome, Stop};
+use wharf_policy::Slots;
 
 use super::console::ConsoleRing;
 use super::logger::LogTarget;
@@ -38,6 +40,7 @@ pub(super) use kick::Kicker;
 use kick::Kicks;
 pub(super) use live::Live;
 use live::{Left, Turn};
+use scheduler::Scheduler;
 
 /// How often a crowded worker says so: moving a guest is cheap, but going back
 /// and forth is not useful.
@@ -104,6 +107,7 @@ impl Mailbox {
 pub(super) fn start(
     index: usize,
     hypervisor: Arc<Hypervisor>,
+    slots: Arc<Slots>,
     outbox: Sender<FromWorker>,
 ) -> Result<(Mailbox, JoinHandle<()>), CellError> {
     let (messages, inbox) = unbounded();
@@ -115,7 +119,7 @@ pub(super) fn start(
     let thread = std::thread::Builder::new()
         .name(format!("worker {index}"))
         .spawn(move || match Kicks::on_this_thread(kicker) {
-            Ok(kicks) => Worker::new(index, hypervisor, inbox, outbox, kicks).run(),
+            Ok(kicks) => Worker::new(index, hypervisor, slots, inbox, outbox, kicks).run(),
             Err(e) => log::error!("worker {index} cannot run: {e}"),
         })
         .map_err(CellError::Thread)?;
@@ -129,7 +133,7 @@ struct Worker {
     outbox: Sender<FromWorker>,
     kicks: Kicks,
     guests: BTreeMap<TaskKey, Live>,
-    queue: FairQueue<TaskKey>,
+    queue: Scheduler,
     sleepers: BTreeSet<(Instant, TaskKey)>,
     /// Where guests went that were here: what is said to them still comes here
     /// until the supervisor has heard. One entry a replica, of its last life here.
@@ -142,6 +146,7 @@ impl Worker {
     fn new(
         index: usize,
         hypervisor: Arc<Hypervisor>,
+        slots: Arc<Slots>,
         inbox: Receiver<ToWorker>,
         outbox: Sender<FromWorker>,
         kicks: Kicks,
@@ -153,7 +158,7 @@ impl Worker {
             outbox,
             kicks,
             guests: BTreeMap::new(),
-            queue: FairQueue::default(),
+            queue: Scheduler::new(index, slots),
             sleepers: BTreeSet::new(),
             gone: BTreeMap::new(),
             said_idle: false,
@@ -169,8 +174,8 @@ impl Worker {
                 }
             }
             self.wake_due();
-            match self.queue.pick() {
-                Some(key) => self.run_one(key),
+            match self.queue.next() {
+                Some((key, slice)) => self.run_one(key, slice),
                 None => {
                     if self.sleep().is_break() {
                         return;
@@ -245,27 +250,33 @@ impl Worker {
     }
 
     /// Runs a guest until it is left, and does what that calls for.
-    fn run_one(&mut self, key: TaskKey) {
+    fn run_one(&mut self, key: TaskKey, slice: Option<Duration>) {
         let Some(live) = self.guests.get_mut(&key) else {
             self.queue.remove(key);
             return;
         };
         let turn = Turn {
-            slice: self.queue.slice(),
+            slice,
             sleeper: self.sleepers.first().map(|(until, _)| *until),
             inbox: &self.inbox,
         };
         let (left, used) = live.run(&mut self.kicks, &turn);
-        self.queue.ran(used);
+        self.queue.ran(
+            key,
+            used,
+            match left {
+                Left::Ready => SliceEnd::Preempted,
+                Left::Parked(_) => SliceEnd::Waits,
+                Left::Ended(_) => SliceEnd::Ended,
+            },
+        );
         match left {
             Left::Ready => {
                 live.is_ready();
-                self.queue.yield_now();
                 self.say_crowded();
             }
             Left::Parked(until) => {
                 live.sleeps_until = until;
-                self.queue.sleep(key);
                 self.sleepers.extend(until.map(|until| (until, key)));
             }
             Left::Ended(outcome) => self.end(key, outcome),

@@ -1,0 +1,126 @@
+//! The three slots of a host, the engine that their plugins run in, and the keeper.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use wharf_model::policy::SlotName;
+
+use crate::engine::{Engine, EngineError};
+use crate::instance::TaskFacts;
+use crate::keeper::{Chore, Tell, keep};
+use crate::notice::Notice;
+use crate::plugin::{Plugin, Refusal};
+use crate::slot::{Slot, SlotConfig};
+
+/// A plugin could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Plugins cannot be run here.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// It is no plugin.
+    #[error("{}: {source}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Refusal,
+    },
+}
+
+/// All slots. Without a plugin they cost a few kilobytes and no thread.
+pub struct Slots {
+    scheduler: Slot,
+    router: Slot,
+    upgrader: Slot,
+    cache: Option<PathBuf>,
+    engine: Mutex<EngineState>,
+}
+
+/// The engine is made when the first plugin is opened, and the keeper with it.
+enum EngineState {
+    None(Receiver<Chore>, Tell),
+    Making,
+    Some(Engine),
+}
+
+impl Slots {
+    /// Slots in which nothing is but what is built in. Plugins are told of these
+    /// tasks, operators of what happens by `tell`, on a thread of its own. Compiled
+    /// plugins are kept in `cache`, when there is one.
+    pub fn new(
+        tasks: Vec<TaskFacts>,
+        config: impl Fn(SlotName) -> SlotConfig,
+        cache: Option<PathBuf>,
+        tell: impl Fn(Notice) + Send + 'static,
+    ) -> Arc<Self> {
+        let (chores, inbox): (Sender<Chore>, _) = unbounded();
+        let tasks: Arc<[TaskFacts]> = tasks.into();
+        let slot = |name| Slot::new(name, config(name), Arc::clone(&tasks), chores.clone());
+        Arc::new(Self {
+            scheduler: slot(SlotName::Scheduler),
+            router: slot(SlotName::Router),
+            upgrader: slot(SlotName::Upgrader),
+            cache,
+            engine: Mutex::new(EngineState::None(inbox, Box::new(tell))),
+        })
+    }
+
+    /// One of them.
+    #[must_use]
+    pub const fn slot(&self, name: SlotName) -> &Slot {
+        match name {
+            SlotName::Scheduler => &self.scheduler,
+            SlotName::Router => &self.router,
+            SlotName::Upgrader => &self.upgrader,
+        }
+    }
+
+    /// Reads, compiles and examines a plugin, which takes tens of milliseconds for
+    /// a small one that is not in the cache.
+    ///
+    /// # Errors
+    ///
+    /// Why it is none.
+    pub fn open(self: &Arc<Self>, path: &Path) -> Result<Arc<Plugin>, OpenError> {
+        let engine = self.engine()?;
+        Plugin::open(&engine, path).map_err(|source| OpenError::Refused {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    fn engine(self: &Arc<Self>) -> Result<Engine, EngineError> {
+        let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, EngineState::Making) {
+            EngineState::Some(engine) => {
+                *state = EngineState::Some(engine.clone());
+                Ok(engine)
+            }
+            EngineState::None(chores, tell) => match Engine::new(self.cache.as_deref()) {
+                Ok(engine) => {
+                    let slots = Arc::downgrade(self);
+                    std::thread::Builder::new()
+                        .name("policy keeper".to_owned())
+                        .spawn(move || keep(&slots, &chores, &tell))
+                        .map_err(EngineError::Thread)?;
+                    *state = EngineState::Some(engine.clone());
+                    Ok(engine)
+                }
+                Err(error) => {
+                    *state = EngineState::None(chores, tell);
+                    Err(error)
+                }
+            },
+            // A keeper could not be started: neither now.
+            EngineState::Making => Err(EngineError::Thread(std::io::ErrorKind::OutOfMemory.into())),
+        }
+    }
+}
+
+impl std::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slots").finish_non_exhaustive()
+    }
+}
