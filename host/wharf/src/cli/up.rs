@@ -138,20 +138,20 @@ fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec
     };
     let mut specs = Vec::new();
     for task in tasks {
-        let built = Source::find(&task.image).and_then(|source| source.image_path(options));
+        let built = Source::find(&task.spec.image).and_then(|source| source.image_path(options));
         let image = match built {
             Ok(image) => image,
             Err(error) if strict => {
-                return Err(error).with_context(|| format!("task {}", task.name));
+                return Err(error).with_context(|| format!("task {}", task.spec.name));
             }
             Err(error) => {
-                output::complain(&format!("task {}: {}", task.name, one_line(&error)));
-                task.image.clone()
+                output::complain(&format!("task {}: {}", task.spec.name, one_line(&error)));
+                task.spec.image.clone()
             }
         };
         if strict {
             wharf_machine::image::Image::open(&image)
-                .with_context(|| format!("task {}", task.name))?;
+                .with_context(|| format!("task {}", task.spec.name))?;
         }
         specs.push(task.spec(image));
     }
