@@ -94,7 +94,9 @@ pub struct Event {
 }
 
 /// Kinds of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     /// A generation's first instruction is about to run.
@@ -115,6 +117,37 @@ pub enum EventKind {
     Up,
     /// The cell ends.
     Down,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 9] = [
+        Self::Started,
+        Self::StartFailed,
+        Self::Exited,
+        Self::Faulted,
+        Self::Stopped,
+        Self::BackingOff,
+        Self::Moved,
+        Self::Up,
+        Self::Down,
+    ];
+
+    /// What it is called wherever it is written, JSON and metrics included.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::StartFailed => "start-failed",
+            Self::Exited => "exited",
+            Self::Faulted => "faulted",
+            Self::Stopped => "stopped",
+            Self::BackingOff => "backing-off",
+            Self::Moved => "moved",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
 }
 
 impl Selector {
@@ -169,7 +202,15 @@ impl fmt::Display for Selector {
 
 #[cfg(test)]
 mod tests {
-    use super::Selector;
+    use super::{EventKind, Selector};
+
+    /// The schema is derived from the type, so it has every variant.
+    #[test]
+    fn every_kind_is_listed_and_called_what_json_calls_it() {
+        let schema = serde_json::to_value(<EventKind as utoipa::PartialSchema>::schema()).unwrap();
+        let words: Vec<_> = EventKind::ALL.into_iter().map(EventKind::word).collect();
+        assert_eq!(schema["enum"], serde_json::json!(words));
+    }
 
     #[test]
     fn a_selector_names_a_task_or_a_replica() {
