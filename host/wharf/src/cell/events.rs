@@ -1,6 +1,6 @@
 //! What happened, kept for a while, for whoever asks or follows.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +19,8 @@ pub struct EventLog {
 struct Inner {
     events: VecDeque<Event>,
     last: u64,
+    /// How many of each kind there were, kept or not.
+    counts: BTreeMap<EventKind, u64>,
 }
 
 impl EventLog {
@@ -29,6 +31,8 @@ impl EventLog {
             .unwrap_or_default();
         let mut inner = self.lock();
         inner.last = inner.last.saturating_add(1);
+        let count = inner.counts.entry(kind).or_default();
+        *count = count.saturating_add(1);
         let event = Event {
             seq: inner.last,
             time_ns: now.as_nanos().try_into().unwrap_or(u64::MAX),
@@ -69,6 +73,15 @@ impl EventLog {
         self.lock().last
     }
 
+    /// How many events of each kind there were, those that are no longer kept too.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(EventKind, u64)> {
+        let inner = self.lock();
+        let count = |kind| inner.counts.get(&kind).copied().unwrap_or(0);
+        let kinds = EventKind::ALL.into_iter();
+        kinds.map(|kind| (kind, count(kind))).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,5 +102,24 @@ mod tests {
         assert_eq!((all.len(), all[0].seq), (EVENTS_KEPT, 11));
         assert_eq!(log.after(log.last(), 10), []);
         assert_eq!(log.after(log.last() - 2, 1)[0].seq, log.last() - 1);
+    }
+
+    #[test]
+    fn every_event_is_counted_for_ever() {
+        let log = EventLog::default();
+        for _ in 0..EVENTS_KEPT + 10 {
+            log.add(None, 0, EventKind::Exited, String::new());
+        }
+        log.add(None, 0, EventKind::Down, String::new());
+        let counts = log.counts();
+        assert_eq!(counts.len(), EventKind::ALL.len());
+        for (kind, count) in counts {
+            let expected = match kind {
+                EventKind::Exited => EVENTS_KEPT as u64 + 10,
+                EventKind::Down => 1,
+                _ => 0,
+            };
+            assert_eq!(count, expected, "{kind:?}");
+        }
     }
 }

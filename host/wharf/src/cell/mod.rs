@@ -19,25 +19,24 @@ pub mod protocol;
 mod logger;
 mod meters;
 mod policies;
+mod spec;
 mod supervisor;
 mod worker;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
-use wharf_machine::{BootConfig, Hypervisor};
-use wharf_model::cell::Restart;
+use wharf_machine::Hypervisor;
 use wharf_model::policy::SlotName;
-use wharf_policy::{SlotConfig, Slots};
+use wharf_policy::Slots;
 
 use console::ConsoleRing;
 use events::EventLog;
 use protocol::{Selector, TaskStatus};
+pub use spec::{LogFile, PolicySpec, TaskSpec};
 
 /// What a cell is to run.
 #[derive(Debug)]
@@ -48,54 +47,6 @@ pub struct CellConfig {
     pub tasks: Vec<TaskSpec>,
     /// The plugins that decide from the start on.
     pub policies: Vec<PolicySpec>,
-}
-
-/// A plugin that a slot begins with.
-#[derive(Clone, Debug)]
-pub struct PolicySpec {
-    /// The slot.
-    pub slot: SlotName,
-    /// The component's file.
-    pub plugin: PathBuf,
-    /// What it is configured with.
-    pub settings: Vec<(String, String)>,
-    /// How long a question may take, and who answers when it cannot.
-    pub config: SlotConfig,
-}
-
-/// One task, ready to be started.
-#[derive(Clone, Debug)]
-pub struct TaskSpec {
-    /// Its name, unique in the cell.
-    pub name: String,
-    /// Its image's file, which is read again at each start.
-    pub image: PathBuf,
-    /// Memory and arguments.
-    pub boot: BootConfig,
-    /// How many of it.
-    pub replicas: u32,
-    /// Weight in the scheduler.
-    pub weight: u32,
-    /// When it is started again.
-    pub restart: Restart,
-    /// How long it has to end by itself when it is told to stop.
-    pub grace: Duration,
-    /// Where its console goes besides the ring.
-    pub log: Option<LogFile>,
-    /// The operator's words about it.
-    pub labels: BTreeMap<String, String>,
-}
-
-/// A file that console output is appended to. At `size` it is renamed to
-/// `file.1`, which was renamed to `file.2` before, and so on up to `keep`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogFile {
-    /// The file.
-    pub file: PathBuf,
-    /// Bytes at which it is full.
-    pub size: u64,
-    /// Full files that are kept.
-    pub keep: u32,
 }
 
 /// No task is called so.
@@ -193,7 +144,7 @@ impl Cell {
         Self {
             requests,
             events,
-            slots: Slots::new(Vec::new(), SlotConfig::of, None, |_| {}),
+            slots: Slots::new(Vec::new(), wharf_policy::SlotConfig::of, None, |_| {}),
             over: Arc::default(),
         }
     }

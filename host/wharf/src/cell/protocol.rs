@@ -83,7 +83,8 @@ pub struct Event {
     pub seq: u64,
     /// When, in nanoseconds since 1970.
     pub time_ns: u64,
-    /// The replica, as `web.0`; none when it concerns the whole cell.
+    /// The replica, as `web.0`, or the slot, as `policy.router`; none when it concerns
+    /// the whole cell.
     pub task: Option<String>,
     /// Its generation, 0 when it concerns the whole cell.
     pub generation: u64,
@@ -94,7 +95,9 @@ pub struct Event {
 }
 
 /// Kinds of events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
     /// A generation's first instruction is about to run.
@@ -127,6 +130,49 @@ pub enum EventKind {
     PolicyRestored,
     /// The plugin before decides again.
     PolicyRolledBack,
+}
+
+impl EventKind {
+    /// Every kind.
+    pub const ALL: [Self; 15] = [
+        Self::Started,
+        Self::StartFailed,
+        Self::Exited,
+        Self::Faulted,
+        Self::Stopped,
+        Self::BackingOff,
+        Self::Moved,
+        Self::Up,
+        Self::Down,
+        Self::PolicySwapped,
+        Self::PolicyConfirmed,
+        Self::PolicyStruck,
+        Self::PolicyQuarantined,
+        Self::PolicyRestored,
+        Self::PolicyRolledBack,
+    ];
+
+    /// What it is called wherever it is written, JSON and metrics included.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::StartFailed => "start-failed",
+            Self::Exited => "exited",
+            Self::Faulted => "faulted",
+            Self::Stopped => "stopped",
+            Self::BackingOff => "backing-off",
+            Self::Moved => "moved",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::PolicySwapped => "policy-swapped",
+            Self::PolicyConfirmed => "policy-confirmed",
+            Self::PolicyStruck => "policy-struck",
+            Self::PolicyQuarantined => "policy-quarantined",
+            Self::PolicyRestored => "policy-restored",
+            Self::PolicyRolledBack => "policy-rolled-back",
+        }
+    }
 }
 
 impl Selector {
@@ -181,7 +227,15 @@ impl fmt::Display for Selector {
 
 #[cfg(test)]
 mod tests {
-    use super::Selector;
+    use super::{EventKind, Selector};
+
+    /// The schema is derived from the type, so it has every variant.
+    #[test]
+    fn every_kind_is_listed_and_called_what_json_calls_it() {
+        let schema = serde_json::to_value(<EventKind as utoipa::PartialSchema>::schema()).unwrap();
+        let words: Vec<_> = EventKind::ALL.into_iter().map(EventKind::word).collect();
+        assert_eq!(schema["enum"], serde_json::json!(words));
+    }
 
     #[test]
     fn a_selector_names_a_task_or_a_replica() {

@@ -169,8 +169,9 @@ impl Supervisor {
     /// Takes in what a worker says.
     fn hear(&mut self, report: FromWorker) -> Going {
         match report {
-            FromWorker::Booted(key) => {
-                self.record(key, EventKind::Started, String::new());
+            FromWorker::Booted(key, took) => {
+                let detail = format!("in {} us", took.as_micros());
+                self.record(key, EventKind::Started, detail);
                 self.tell(Fact::Booted(key))
             }
             FromWorker::BootFailed(key, reason) => {
@@ -300,10 +301,14 @@ impl Supervisor {
 
     fn record(&mut self, key: TaskKey, kind: EventKind, detail: String) {
         if let Some(member) = self.members.get_mut(key.replica) {
-            // A pause and a move are no reasons for where it is.
-            if !matches!(kind, EventKind::Moved | EventKind::BackingOff) {
-                let first = detail.lines().next().unwrap_or_default();
-                member.reason = (!first.is_empty()).then(|| first.to_owned());
+            match kind {
+                // A pause and a move are no reasons for where it is.
+                EventKind::Moved | EventKind::BackingOff => {}
+                EventKind::Started => member.reason = None,
+                _ => {
+                    let first = detail.lines().next().unwrap_or_default();
+                    member.reason = (!first.is_empty()).then(|| first.to_owned());
+                }
             }
             self.events
                 .add(Some(member.name()), key.generation, kind, detail);

@@ -20,21 +20,22 @@ pub(super) fn print(result: &[u8]) -> anyhow::Result<()> {
 const PATIENCE_MS: u16 = 500;
 
 /// Says on standard error what went wrong. When nobody reads it, there is nobody
-/// to tell.
-pub(super) fn complain(message: &str) {
+/// to tell, which is the answer.
+pub(super) fn complain(message: &str) -> bool {
     let line = format!("wharf: {message}\n");
     let stderr = io::stderr();
     // As much at a time as a pipe that polls writable takes without blocking.
     for piece in line.as_bytes().chunks(4096) {
         let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
         match poll(&mut fds, PATIENCE_MS) {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return false,
             Ok(_) => {}
         }
         if stderr.lock().write_all(piece).is_err() {
-            return;
+            return false;
         }
     }
+    true
 }
 
 /// Whether standard output shows colours, and the operator wants them.

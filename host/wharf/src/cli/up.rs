@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueHint;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 
 use super::{host, output};
 use crate::build::{BuildOptions, Progress, Source};
@@ -16,6 +17,7 @@ use crate::cell::protocol::{Event, TaskState, TaskStatus};
 use crate::cell::{Cell, CellConfig, PolicySpec, TaskSpec};
 use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
+use crate::run::signals::block_stops;
 use crate::text::one_line;
 
 /// How long a detached host may take to bring its tasks up.
@@ -98,16 +100,12 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     if args.detached {
         nix::unistd::setsid().context("cannot leave the terminal")?;
     }
-    // Before any thread starts, so that all of them leave these to the one that
-    // waits for them.
-    let mut stops = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-        stops.add(signal);
-    }
-    stops.thread_block().context("cannot block signals")?;
-
+    // Until everything is built, a signal ends this process and the builder alike.
     let server = Server::bind(socket)?;
     let tasks = specs(&config.tasks, args.strict, progress)?;
+    // Before any thread starts, so that all of them leave these to the one that
+    // waits for them.
+    let stops = block_stops().context("cannot block signals")?;
     let workers = config.host.workers.unwrap_or_else(cores);
     let policies = policies(&config.policies, progress)?;
     let (cell, supervisor) = Cell::start(CellConfig {
@@ -124,15 +122,28 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     )?;
     end_on_signals(stops, cell.clone())?;
     let over = Arc::new(AtomicBool::new(false));
-    let teller = tell_events(cell, Arc::clone(&over))?;
+    let teller = if args.detached {
+        forget_stderr()?;
+        None
+    } else {
+        Some(tell_events(cell, Arc::clone(&over))?)
+    };
     if supervisor.join().is_err() {
         output::complain("the supervisor panicked; its tasks have ended");
     }
     over.store(true, Ordering::Relaxed);
     // It has nothing to do but to end.
-    let _ = teller.join();
+    let _ = teller.map(JoinHandle::join);
     serving.end();
     Ok(0)
+}
+
+/// Lets go of the file in which the parent looks for why the host did not start.
+/// It has no name, so nobody could read it later, and it would grow with every
+/// event for as long as the host runs.
+fn forget_stderr() -> anyhow::Result<()> {
+    let null = std::fs::File::create("/dev/null").context("cannot open /dev/null")?;
+    nix::unistd::dup2_stderr(null).context("cannot leave standard error")
 }
 
 /// Builds what is not built yet.
@@ -143,20 +154,20 @@ fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec
     };
     let mut specs = Vec::new();
     for task in tasks {
-        let built = Source::find(&task.image).and_then(|source| source.image_path(options));
+        let built = Source::find(&task.spec.image).and_then(|source| source.image_path(options));
         let image = match built {
             Ok(image) => image,
             Err(error) if strict => {
-                return Err(error).with_context(|| format!("task {}", task.name));
+                return Err(error).with_context(|| format!("task {}", task.spec.name));
             }
             Err(error) => {
-                output::complain(&format!("task {}: {}", task.name, one_line(&error)));
-                task.image.clone()
+                output::complain(&format!("task {}: {}", task.spec.name, one_line(&error)));
+                task.spec.image.clone()
             }
         };
         if strict {
             wharf_machine::image::Image::open(&image)
-                .with_context(|| format!("task {}", task.name))?;
+                .with_context(|| format!("task {}", task.spec.name))?;
         }
         specs.push(task.spec(image));
     }
@@ -192,7 +203,7 @@ fn end_on_signals(stops: SigSet, cell: Cell) -> anyhow::Result<()> {
 }
 
 /// Says on standard error what happens, until the cell is over.
-fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<std::thread::JoinHandle<()>> {
+fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("events".to_owned())
         .spawn(move || {
@@ -201,7 +212,10 @@ fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<std::thread:
                 let ending = over.load(Ordering::Relaxed);
                 for event in cell.events().after(last, 256) {
                     last = event.seq;
-                    output::complain(&line(&event));
+                    // A reader that is stuck keeps the events waiting, not the end.
+                    if !output::complain(&line(&event)) && over.load(Ordering::Relaxed) {
+                        return;
+                    }
                 }
                 if ending {
                     return;

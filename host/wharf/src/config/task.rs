@@ -16,8 +16,8 @@ use super::findings::{Findings, quote};
 use super::log;
 use super::publish::Publish;
 use super::section::{Key, Section};
+use crate::cell::TaskSpec;
 use crate::cell::protocol::is_task_name;
-use crate::cell::{LogFile, TaskSpec};
 
 const NAME: Key = Key::new("name", "name = \"web\"");
 const IMAGE: Key = Key::new("image", "image = \"http.elf\"");
@@ -56,24 +56,9 @@ const GRACE_DEFAULT: Duration = Duration::from_secs(5);
 /// One task, as the file has it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
-    /// Its name, unique in the file.
-    pub name: String,
-    /// Its image or the source of one, `#BIN` included.
-    pub image: PathBuf,
-    /// Memory and arguments; 32 MiB and none unless the file says more.
-    pub boot: BootConfig,
-    /// How many of it, 1 to 100.
-    pub replicas: u32,
-    /// Weight in the scheduler, 1 to 10 000.
-    pub weight: u32,
-    /// When it is started again.
-    pub restart: Restart,
-    /// How long it has to end by itself when it is told to stop.
-    pub grace: Duration,
-    /// Where its console goes besides the ring.
-    pub log: Option<LogFile>,
-    /// The operator's words about it.
-    pub labels: BTreeMap<String, String>,
+    /// What a cell runs of it, but for its image: that is the file's word, which
+    /// may mean the source of one, `#BIN` included.
+    pub spec: TaskSpec,
     /// Its ports that are reachable from outside; replicas share them.
     pub publish: Vec<Publish>,
     /// Its block devices.
@@ -85,15 +70,8 @@ impl Task {
     #[must_use]
     pub fn spec(&self, image: PathBuf) -> TaskSpec {
         TaskSpec {
-            name: self.name.clone(),
             image,
-            boot: self.boot.clone(),
-            replicas: self.replicas,
-            weight: self.weight,
-            restart: self.restart,
-            grace: self.grace,
-            log: self.log.clone(),
-            labels: self.labels.clone(),
+            ..self.spec.clone()
         }
     }
 
@@ -111,7 +89,7 @@ impl Task {
         let weight = section.get(WEIGHT);
         let (restart, grace) = (section.get(RESTART), section.get(STOP_TIMEOUT));
         let (labels, log) = (section.get(LABELS), section.get(LOG));
-        Some(Self {
+        let spec = TaskSpec {
             name: name
                 .and_then(|it| read_name(it, claims, found))
                 .unwrap_or_default(),
@@ -141,6 +119,9 @@ impl Task {
             labels: labels
                 .and_then(|it| read_labels(it, found))
                 .unwrap_or_default(),
+        };
+        Some(Self {
+            spec,
             publish: section
                 .get(PUBLISH)
                 .and_then(|it| Publish::read_all(it, claims, found))

@@ -9,8 +9,8 @@ use wharf_model::cell::Restart;
 
 use wharf_policy::OnFault;
 
-use super::{Block, BlockMode, Config, ConfigError, Host, Policy, Publish};
-use crate::cell::LogFile;
+use super::{Block, BlockMode, Config, ConfigError, Host, Policy, Publish, Task};
+use crate::cell::{LogFile, TaskSpec};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("wharf.toml"))
@@ -99,9 +99,10 @@ fn every_key_of_the_contract_is_read() {
     assert_eq!(config.policies.router, Some(router));
     assert_eq!(config.policies.upgrader, None);
 
-    let [web, _] = config.tasks.as_slice() else {
+    let [task, _] = config.tasks.as_slice() else {
         panic!("{:?}", config.tasks);
     };
+    let web = &task.spec;
     assert_eq!(web.name, "web");
     assert_eq!(web.image, Path::new("/srv/cell/guest-kernel/apps#http"));
     let args = wharf_machine::Args::new(["--greeting", "hello"]).unwrap();
@@ -116,7 +117,7 @@ fn every_key_of_the_contract_is_read() {
         guest_port: 80,
     };
     assert_eq!(
-        web.publish,
+        task.publish,
         ["127.0.0.1:8080", "[::1]:8080", "127.0.0.1:81"].map(publish)
     );
     let block = Block {
@@ -125,16 +126,18 @@ fn every_key_of_the_contract_is_read() {
         size: Some(64 << 20),
         mode: BlockMode::CopyOnWrite,
     };
-    assert_eq!(web.blocks, [block]);
+    assert_eq!(task.blocks, [block]);
     let log = LogFile {
         file: "/srv/cell/web.log".into(),
         size: 1 << 20,
         keep: 7,
     };
     assert_eq!(web.log, Some(log));
-    let spec = web.spec("/built/http.elf".into());
-    assert_eq!(spec.image, Path::new("/built/http.elf"));
-    assert_eq!((spec.name, spec.boot), (web.name.clone(), web.boot.clone()));
+    let built = TaskSpec {
+        image: "/built/http.elf".into(),
+        ..web.clone()
+    };
+    assert_eq!(task.spec("/built/http.elf".into()), built);
 }
 
 #[test]
@@ -143,7 +146,14 @@ fn what_is_not_written_has_a_default() {
     let config = parse(&text).unwrap();
     assert_eq!(config.host, Host::default());
     assert!(config.unsupported().is_empty());
-    let [task] = config.tasks.as_slice() else {
+    let [
+        Task {
+            spec: task,
+            publish,
+            blocks,
+        },
+    ] = config.tasks.as_slice()
+    else {
         panic!("{:?}", config.tasks);
     };
     assert_eq!(task.boot.memory, 32 << 20);
@@ -154,7 +164,7 @@ fn what_is_not_written_has_a_default() {
     let log = task.log.as_ref().unwrap();
     assert_eq!((log.size, log.keep), (16 << 20, 3));
     assert!(task.boot.args == wharf_machine::Args::default() && task.labels.is_empty());
-    assert!(task.publish.is_empty() && task.blocks.is_empty());
+    assert!(publish.is_empty() && blocks.is_empty());
 }
 
 #[test]
@@ -167,7 +177,11 @@ fn paths_are_relative_to_the_file() {
     ] {
         let text = format!("[[task]]\nname = \"a\"\nimage = \"{image}\"\n");
         let config = Config::parse(&text, Path::new(file)).unwrap();
-        assert_eq!(config.tasks[0].image, PathBuf::from(resolved), "{file}");
+        assert_eq!(
+            config.tasks[0].spec.image,
+            PathBuf::from(resolved),
+            "{file}"
+        );
     }
 }
 
@@ -653,7 +667,7 @@ fn what_is_no_text_is_refused_before_it_is_read() {
     assert_eq!(told(&vec![0xff; (1 << 20) + 1]), large);
 
     fs::write(&path, FULL).unwrap();
-    let image = Config::load(&path).unwrap().tasks[0].image.clone();
+    let image = Config::load(&path).unwrap().tasks[0].spec.image.clone();
     assert_eq!(image, root.path().join("guest-kernel/apps#http"));
     let missing = Config::load(&root.path().join("none")).unwrap_err();
     assert!(

@@ -9,10 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::cell::protocol::{TaskState, TaskStatus};
-
-/// Media type of what [`encode`] makes.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use crate::cell::protocol::{EventKind, TaskState, TaskStatus};
 
 /// Every state, so that a series is there, at 0, before a task is first in it.
 const STATES: [(TaskState, &str); 6] = [
@@ -37,6 +34,11 @@ struct ReplicaInState {
     state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
 /// The families of a moment. They are made anew each time from what the workers
 /// count anyway, and so cost nothing when nobody asks.
 #[derive(Default)]
@@ -49,8 +51,12 @@ struct Families {
     memory: Family<Replica, Gauge<f64, AtomicU64>>,
 }
 
-/// The metrics of these replicas, in a cell in which so many events happened.
-pub(super) fn encode(tasks: &[TaskStatus], events: u64) -> Result<String, fmt::Error> {
+/// The metrics of these replicas, in a cell in which so many events of each kind
+/// happened.
+pub(super) fn encode(
+    tasks: &[TaskStatus],
+    events: &[(EventKind, u64)],
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("wharf");
     let families = Families::default();
     families.register(&mut registry);
@@ -59,8 +65,11 @@ pub(super) fn encode(tasks: &[TaskStatus], events: u64) -> Result<String, fmt::E
     let number: Gauge = Gauge::default();
     number.set(tasks.len().try_into().unwrap_or(i64::MAX));
     registry.register("tasks", "Replicas of tasks, living or not", number);
-    let counted: Counter = Counter::default();
-    counted.inc_by(events);
+    let counted: Family<OfKind, Counter> = Family::default();
+    for (kind, count) in events {
+        let kind = kind.word();
+        counted.get_or_create(&OfKind { kind }).inc_by(*count);
+    }
     registry.register("events", "Events since the host began", counted);
 
     let mut text = String::new();
@@ -143,6 +152,7 @@ fn approximate(bytes: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::{approximate, encode};
+    use crate::cell::protocol::EventKind;
     use crate::control::fake;
 
     #[test]
@@ -152,7 +162,8 @@ mod tests {
         task.exits = 7;
         task.console_bytes = 300;
         task.restarts = 2;
-        let text = encode(&[task], 5).unwrap();
+        let events = [(EventKind::StartFailed, 5), (EventKind::Moved, 0)];
+        let text = encode(&[task], &events).unwrap();
         for line in [
             "# HELP wharf_task_run_seconds Time spent in the guest.",
             "# TYPE wharf_task_run_seconds counter",
@@ -165,7 +176,8 @@ mod tests {
             "wharf_task_state{task=\"web\",index=\"1\",state=\"waiting\"} 1",
             "wharf_task_state{task=\"web\",index=\"1\",state=\"running\"} 0",
             "wharf_tasks 1",
-            "wharf_events_total 5",
+            "wharf_events_total{kind=\"start-failed\"} 5",
+            "wharf_events_total{kind=\"moved\"} 0",
             "# EOF",
         ] {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");

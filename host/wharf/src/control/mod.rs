@@ -17,6 +17,7 @@ mod app;
 mod client;
 mod console;
 mod error;
+mod exposition;
 mod feed;
 mod lines;
 mod metrics;

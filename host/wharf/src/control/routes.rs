@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, body};
@@ -16,6 +16,7 @@ use utoipa_axum::routes;
 
 use super::app::App;
 use super::console::Consoles;
+use super::exposition::Exposition;
 use super::feed::{self, Events};
 use super::metrics;
 use super::problem::{Asked, Chosen, Problem};
@@ -192,14 +193,21 @@ async fn down(State(app): State<App>) -> (StatusCode, Json<HostStatus>) {
 }
 
 /// Counters and gauges, in the OpenMetrics text format
+///
+/// In Prometheus' older one for who prefers that by its Accept header.
 #[utoipa::path(
     get, path = "/metrics",
-    responses((status = 200, body = String, content_type = metrics::CONTENT_TYPE)),
+    responses((status = 200, content(
+        (String = Exposition::OpenMetrics.media_type()),
+        (String = Exposition::Classic.media_type()),
+    ))),
 )]
-async fn measure(State(app): State<App>) -> Result<Response, Problem> {
-    let text = metrics::encode(&app.cell.tasks(), app.cell.events().last())
+async fn measure(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
+    let text = metrics::encode(&app.cell.tasks(), &app.cell.events().counts())
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
-    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
+    let exposition = Exposition::asked_for(&headers);
+    let media_type = [(CONTENT_TYPE, exposition.media_type())];
+    Ok((media_type, exposition.write(text)).into_response())
 }
 
 async fn unknown_path(uri: Uri) -> Problem {

@@ -7,7 +7,7 @@
 
 pub(crate) mod alarm;
 mod console;
-mod signals;
+pub(crate) mod signals;
 
 use std::fmt;
 use std::time::Duration;

@@ -43,21 +43,10 @@ pub(super) enum Wake {
 impl Signals {
     /// Blocks the signals. Programs that this thread starts would inherit that.
     pub(super) fn block() -> Result<Self, RunError> {
-        let ignored = ignored();
-        let mut stops = SigSet::empty();
-        for (signal, _) in STOPS {
-            if !ignored.contains(signal) {
-                stops.add(signal);
-            }
-        }
+        let stops = block_stops().map_err(refused("to block signals"))?;
         let mut taken = stops;
         taken.add(alarm::SIGNAL);
-        // Past `ulimit -f` a write fails with EFBIG, which is enough.
-        let mut blocked = taken;
-        blocked.add(Signal::SIGXFSZ);
-        blocked
-            .thread_block()
-            .map_err(refused("to block signals"))?;
+        taken.thread_block().map_err(refused("to block signals"))?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let fd = SignalFd::with_flags(&taken, flags).map_err(refused("a signalfd"))?;
         Ok(Self { fd, stops })
@@ -99,6 +88,25 @@ impl Drop for Signals {
         // The alarm stays blocked: it may be pending, and would end the process.
         let _ = self.stops.thread_unblock();
     }
+}
+
+/// Blocks the signals that ask for an end, but for those that this process was
+/// started to ignore, and says which that are.
+///
+/// Blocks SIGXFSZ, too, which nobody takes: past `ulimit -f` a write fails with
+/// EFBIG, which is enough. SIGPIPE is ignored by every Rust program.
+pub(crate) fn block_stops() -> nix::Result<SigSet> {
+    let ignored = ignored();
+    let mut stops = SigSet::empty();
+    for (signal, _) in STOPS {
+        if !ignored.contains(signal) {
+            stops.add(signal);
+        }
+    }
+    let mut blocked = stops;
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_block()?;
+    Ok(stops)
 }
 
 /// The signals that this process was started to ignore (proc(5), `SigIgn`);

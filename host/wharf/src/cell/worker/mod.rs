@@ -64,8 +64,8 @@ pub(super) enum ToWorker {
 
 /// What a worker tells its supervisor.
 pub(super) enum FromWorker {
-    /// A guest was made.
-    Booted(TaskKey),
+    /// A guest was made, which took so long.
+    Booted(TaskKey, Duration),
     /// It could not be, for this reason.
     BootFailed(TaskKey, String),
     /// A guest has ended; a fault comes with its report.
@@ -207,10 +207,10 @@ impl Worker {
     }
 
     fn boot(&mut self, birth: Birth) {
-        let key = birth.key;
+        let (key, start) = (birth.key, Instant::now());
         match Live::boot(&self.hypervisor, birth) {
             Ok(live) => {
-                self.tell(FromWorker::Booted(key));
+                self.tell(FromWorker::Booted(key, start.elapsed()));
                 self.take_in(live);
             }
             Err(reason) => self.tell(FromWorker::BootFailed(key, reason)),

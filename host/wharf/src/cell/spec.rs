@@ -1,0 +1,59 @@
+//! What a task and a policy are, before anything runs: plain values, which a
+//! configuration makes and a cell takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use wharf_machine::BootConfig;
+use wharf_model::cell::Restart;
+use wharf_model::policy::SlotName;
+use wharf_policy::SlotConfig;
+
+/// One task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskSpec {
+    /// Its name, unique in the cell.
+    pub name: String,
+    /// Its image's file, which is read again at each start.
+    pub image: PathBuf,
+    /// Memory and arguments.
+    pub boot: BootConfig,
+    /// How many of it, at least one.
+    pub replicas: u32,
+    /// Weight in the scheduler, 1 to 10 000.
+    pub weight: u32,
+    /// When it is started again.
+    pub restart: Restart,
+    /// How long it has to end by itself when it is told to stop.
+    pub grace: Duration,
+    /// Where its console goes besides the ring.
+    pub log: Option<LogFile>,
+    /// The operator's words about it.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A file that console output is appended to. At `size` it is renamed to
+/// `file.1`, which was renamed to `file.2` before, and so on up to `keep`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    /// The file.
+    pub file: PathBuf,
+    /// Bytes at which it is full.
+    pub size: u64,
+    /// Full files that are kept.
+    pub keep: u32,
+}
+
+/// A plugin that a slot begins with.
+#[derive(Clone, Debug)]
+pub struct PolicySpec {
+    /// The slot.
+    pub slot: SlotName,
+    /// The component's file.
+    pub plugin: PathBuf,
+    /// What it is configured with.
+    pub settings: Vec<(String, String)>,
+    /// How long a question may take, and who answers when it cannot.
+    pub config: SlotConfig,
+}
