@@ -177,9 +177,14 @@ fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec
 /// The plugins that the file names, built where they have to be.
 fn policies(policies: &Policies, progress: Progress) -> anyhow::Result<Vec<PolicySpec>> {
     let mut specs = Vec::new();
-    let _ = progress;
+    let options = BuildOptions {
+        position_independent: true,
+        progress,
+    };
     for (slot, policy) in policies.all() {
-        specs.push(policy.spec(slot, policy.plugin.clone()));
+        let built = Source::find(&policy.plugin).and_then(|it| it.plugin_path(options));
+        let plugin = built.with_context(|| format!("[policy.{slot}]"))?;
+        specs.push(policy.spec(slot, plugin));
     }
     Ok(specs)
 }
