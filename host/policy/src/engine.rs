@@ -1,7 +1,7 @@
 //! The wasmtime engine, set up for many small components that answer quickly, and
 //! the clock that ends calls which do not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Thread;
@@ -109,6 +109,18 @@ impl Engine {
     pub(crate) fn calling(&self) {
         self.ticker.calling();
     }
+}
+
+/// Where compiled plugins are kept: in the user's cache, which is nobody else's to
+/// write.
+#[must_use]
+pub fn default_cache() -> Option<PathBuf> {
+    let absolute = |name| {
+        let path = PathBuf::from(std::env::var_os(name)?);
+        path.is_absolute().then_some(path)
+    };
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(base.join("wharf").join("plugins"))
 }
 
 impl std::fmt::Debug for Engine {

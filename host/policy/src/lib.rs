@@ -39,7 +39,7 @@ mod trace;
 
 pub use bindings::VERSION;
 pub use clock::now;
-pub use engine::{Engine, EngineError};
+pub use engine::{Engine, EngineError, default_cache};
 pub use instance::{Fault, Instance, Setup, State, TaskFacts};
 pub use notice::{Notice, NoticeKind};
 pub use plugin::{Identity, Plugin, Refusal, Surface};

@@ -1,11 +1,10 @@
 //! A cell's policy slots: what their plugins are told of the tasks, and what
 //! operators are told of the plugins.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use wharf_model::policy::SlotName;
-use wharf_policy::{Notice, NoticeKind, SlotConfig, Slots, SwapOptions, TaskFacts};
+use wharf_policy::{Notice, NoticeKind, SlotConfig, Slots, SwapOptions, TaskFacts, default_cache};
 
 use super::events::EventLog;
 use super::protocol::EventKind;
@@ -21,7 +20,7 @@ pub(super) fn slots(config: &CellConfig, events: &Arc<EventLog>) -> Arc<Slots> {
         let detail = format!("{}: {}", notice.plugin, notice.detail);
         events.add(Some(subject), 0, kind(notice.kind), detail);
     };
-    Slots::new(facts(&config.tasks), slot_config, cache(), tell)
+    Slots::new(facts(&config.tasks), slot_config, default_cache(), tell)
 }
 
 /// Puts in what the configuration asks for. All of it has to be good: tasks are not
@@ -57,17 +56,6 @@ fn facts(tasks: &[TaskSpec]) -> Vec<TaskFacts> {
         .iter()
         .flat_map(|task| (0..task.replicas).map(move |index| replica(task, index)))
         .collect()
-}
-
-/// Where compiled plugins are kept: in the user's cache, which is nobody else's to
-/// write.
-fn cache() -> Option<PathBuf> {
-    let absolute = |name| {
-        let path = PathBuf::from(std::env::var_os(name)?);
-        path.is_absolute().then_some(path)
-    };
-    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(base.join("wharf").join("plugins"))
 }
 
 const fn kind(kind: NoticeKind) -> EventKind {

@@ -15,9 +15,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let findings = examine(&Facts::gather());
     let report = if args.json {
-        let mut json = serde_json::to_string_pretty(&findings)?;
-        json.push('\n');
-        json
+        output::json(&findings)?
     } else {
         Table::new(&findings, output::colour()).to_string()
     };

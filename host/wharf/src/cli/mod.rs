@@ -13,6 +13,7 @@ mod host;
 mod logs;
 mod new;
 mod output;
+mod policy;
 mod ps;
 mod restart;
 mod run;
@@ -97,6 +98,8 @@ enum Command {
     ///
     /// Without a terminal it prints one second's rates and ends.
     Top(top::Args),
+    /// Look at policy plugins and swap them
+    Policy(policy::Args),
     /// Print a shell's completions for wharf
     ///
     /// Where they go depends on the shell, for example:
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Restart(args) => restart::run(&args),
         Command::Events(args) => events::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Policy(args) => policy::run(&args, verbosity.progress()),
         Command::Completions { shell } => completions(shell),
     };
     match result {
@@ -220,6 +224,12 @@ mod tests {
             "wharf down --no-wait",
             "wharf events -f --json",
             "wharf top --json",
+            "wharf policy ls --json --socket s",
+            "wharf policy swap scheduler plugins/fair-share --set boost=2 --shadow 100 --dry-run",
+            "wharf policy swap router built-in",
+            "wharf policy rollback router --json",
+            "wharf policy trace scheduler t.jsonl --count 5 --for 10s --size 1MiB",
+            "wharf policy replay fair-share.wasm t.jsonl --differences 3 --json",
             "wharf completions zsh",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

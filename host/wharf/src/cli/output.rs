@@ -15,6 +15,13 @@ pub(super) fn print(result: &[u8]) -> anyhow::Result<()> {
     }
 }
 
+/// A value as the JSON that `--json` prints.
+pub(super) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+    let mut json = serde_json::to_string_pretty(value)?;
+    json.push('\n');
+    Ok(json)
+}
+
 /// How long a message waits for somebody to read standard error. A reader that
 /// is stuck must not keep wharf from ending.
 const PATIENCE_MS: u16 = 500;

@@ -20,9 +20,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let tasks = args.host.client()?.tasks(None)?;
     let report = if args.json {
-        let mut json = serde_json::to_string_pretty(&tasks)?;
-        json.push('\n');
-        json
+        output::json(&tasks)?
     } else {
         report(&tasks)
     };

@@ -48,9 +48,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let mut usages = Sample::take(&client)?.since(&first);
     sort(&mut usages, Order::Cpu);
     let report = if args.json {
-        let mut json = serde_json::to_string_pretty(&usages)?;
-        json.push('\n');
-        json
+        output::json(&usages)?
     } else {
         report(&usages)
     };

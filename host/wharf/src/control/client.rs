@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, header};
@@ -13,14 +13,21 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::runtime::{self, Runtime};
 use tokio::time;
+use wharf_model::policy::SlotName;
+use wharf_policy::TraceLine;
 
 use super::lines::Lines;
+use super::policies::{PolicyStatus, RollbackReport, SwapReport, SwapRequest};
 use super::problem::Problem;
 use super::resources::{ConsolePiece, HostStatus};
 use crate::cell::protocol::{Event, Selector, TaskStatus};
 
 /// How long a host may take to begin an answer. It needs microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it may take to try a plugin, besides what a shadow takes: the largest
+/// ones compile for half a minute.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(120);
 
 /// A host that was not reached, or that refused.
 #[derive(Debug, thiserror::Error)]
@@ -160,33 +167,100 @@ impl Client {
         self.lines(&format!("/v1/events?after={after}&follow={follow}"))
     }
 
+    /// Every policy slot.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached.
+    pub fn policies(&self) -> Result<Vec<PolicyStatus>, ClientError> {
+        self.call(Method::GET, "/v1/policies")
+    }
+
+    /// Puts a plugin into a slot, and waits until it is there.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or refuses the plugin.
+    pub fn swap(&self, slot: SlotName, request: &SwapRequest) -> Result<SwapReport, ClientError> {
+        let body = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
+        let shadow = match request.shadow {
+            0 => Duration::ZERO,
+            _ => Duration::from_millis(request.shadow_patience_ms.unwrap_or(60_000)),
+        };
+        let patience = TRIAL_PATIENCE.saturating_add(shadow);
+        let uri = format!("/v1/policies/{slot}/swap");
+        self.call_with(Method::POST, &uri, body.into(), patience)
+    }
+
+    /// Puts back what was in a slot before.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or there is nothing to go back to.
+    pub fn rollback(&self, slot: SlotName) -> Result<RollbackReport, ClientError> {
+        let uri = format!("/v1/policies/{slot}/rollback");
+        self.call_with(Method::POST, &uri, Bytes::new(), TRIAL_PATIENCE)
+    }
+
+    /// What a slot is asked and answers from now on, until so many questions.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached.
+    pub fn trace(
+        &self,
+        slot: SlotName,
+        count: Option<u64>,
+    ) -> Result<Lines<'_, TraceLine>, ClientError> {
+        match count {
+            Some(count) => self.lines(&format!("/v1/policies/{slot}/trace?count={count}")),
+            None => self.lines(&format!("/v1/policies/{slot}/trace")),
+        }
+    }
+
     /// The metrics, as text.
     ///
     /// # Errors
     ///
     /// When the host is not reached.
     pub fn metrics(&self) -> Result<String, ClientError> {
-        let body = self.receive(self.send(Method::GET, "/metrics")?)?;
+        let body = self.receive(self.send(Method::GET, "/metrics", Bytes::new(), PATIENCE)?)?;
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
     fn call<T: DeserializeOwned>(&self, method: Method, uri: &str) -> Result<T, ClientError> {
-        let body = self.receive(self.send(method, uri)?)?;
+        self.call_with(method, uri, Bytes::new(), PATIENCE)
+    }
+
+    fn call_with<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<T, ClientError> {
+        let body = self.receive(self.send(method, uri, body, patience)?)?;
         serde_json::from_slice(&body).map_err(ClientError::NotUnderstood)
     }
 
     fn lines<T>(&self, uri: &str) -> Result<Lines<'_, T>, ClientError> {
-        let response = self.send(Method::GET, uri)?;
+        let response = self.send(Method::GET, uri, Bytes::new(), PATIENCE)?;
         Ok(Lines::new(&self.runtime, response.into_body()))
     }
 
     /// A response that is no refusal.
-    fn send(&self, method: Method, uri: &str) -> Result<Response<Incoming>, ClientError> {
+    fn send(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+        patience: Duration,
+    ) -> Result<Response<Incoming>, ClientError> {
         let answer = self.runtime.block_on(async {
             let silent = |_| ClientError::Silent {
                 path: self.path.clone(),
             };
-            time::timeout(PATIENCE, self.exchange(method, uri))
+            time::timeout(patience, self.exchange(method, uri, body))
                 .await
                 .map_err(silent)?
         });
@@ -202,7 +276,12 @@ impl Client {
         ))
     }
 
-    async fn exchange(&self, method: Method, uri: &str) -> Result<Response<Incoming>, ClientError> {
+    async fn exchange(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = UnixStream::connect(&self.path)
             .await
             .map_err(|source| self.not_connected(source))?;
@@ -215,7 +294,7 @@ impl Client {
             .method(method)
             .uri(uri)
             .header(header::HOST, "wharf")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|error| ClientError::Refused(error.to_string()))?;
         sender
             .send_request(request)

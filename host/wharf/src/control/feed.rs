@@ -31,6 +31,11 @@ pub(super) trait Feed: Send + 'static {
     /// The next lines, or nothing when there are none at the moment. `is_last`
     /// when nothing will be added any more.
     fn take(&mut self, is_last: bool) -> Vec<u8>;
+
+    /// Says that nothing will be added, although the host goes on.
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 /// What a stream needs to go on after what there is.
@@ -56,7 +61,7 @@ pub(super) fn respond(feed: impl Feed, following: Option<Following>) -> Response
             }
             match &mut following {
                 // An end within the period is what there is to wait for, too.
-                Some(following) if !is_last => {
+                Some(following) if !is_last && !feed.is_over() => {
                     let _ = time::timeout(PERIOD, following.end.changed()).await;
                 }
                 _ => return None,

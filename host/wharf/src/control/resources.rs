@@ -62,3 +62,12 @@ pub(super) struct EventsQuery {
     /// Only events with a larger `seq`.
     pub(super) after: u64,
 }
+
+/// How much to trace.
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TraceQuery {
+    /// End after so many questions; when nobody says, when the client goes.
+    pub(super) count: Option<u64>,
+}

@@ -19,11 +19,12 @@ use super::console::Consoles;
 use super::exposition::Exposition;
 use super::feed::{self, Events};
 use super::metrics;
+use super::policies;
 use super::problem::{Asked, Chosen, Problem};
 use super::resources::{ConsolePiece, ConsoleQuery, EventsQuery, HostStatus};
 use crate::cell::protocol::{Event, TaskStatus};
 
-/// Bytes of a request's body. No request needs one yet.
+/// Bytes of a request's body: a plugin's path and settings at most.
 const BODY_BYTES: usize = 16 * 1024;
 
 /// How long a body may take to arrive.
@@ -70,6 +71,10 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(restart))
         .routes(routes!(console))
         .routes(routes!(events))
+        .routes(routes!(policies::policies))
+        .routes(routes!(policies::swap))
+        .routes(routes!(policies::rollback))
+        .routes(routes!(policies::trace))
         .routes(routes!(down))
         .routes(routes!(measure))
         .split_for_parts()

@@ -1,0 +1,39 @@
+//! `wharf policy rollback`.
+
+use wharf_model::policy::SlotName;
+
+use super::parse_slot;
+use crate::cli::host::Host;
+use crate::cli::{output, table};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The slot: scheduler, router or upgrader
+    #[arg(value_parser = parse_slot)]
+    slot: SlotName,
+
+    #[command(flatten)]
+    host: Host,
+
+    /// Print an object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
+    let done = args.host.client()?.rollback(args.slot)?;
+    let report = if args.json {
+        output::json(&done)?
+    } else {
+        format!(
+            "{}: back to {} from {}, callers waited {}\n",
+            args.slot,
+            done.new,
+            done.old,
+            table::time(done.pause_ns)
+        )
+    };
+    output::print(report.as_bytes())?;
+    Ok(0)
+}
