@@ -14,11 +14,6 @@
 //! config = { slice = "1ms" }
 //! ```
 
-#![cfg_attr(
-    test,
-    allow(clippy::unwrap_used, reason = "a test may stop where it stands")
-)]
-
 mod bindings;
 
 use std::sync::Mutex;

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
 use super::bindings::scheduler::{Candidate, Slice, SliceEnd, View};
 use super::{RoundRobin, Setting};
 

@@ -1,3 +1,8 @@
+#![allow(
+    clippy::arithmetic_side_effects,
+    reason = "a test may stop where it stands"
+)]
+
 use std::sync::Mutex;
 
 use super::{Settings, duration, list, open, thousandths};
