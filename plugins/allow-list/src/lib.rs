@@ -1,7 +1,7 @@
 //! A router: tasks connect to the outside only where a list lets them.
 //!
-//! Without a rule nothing is allowed. What comes from outside, and what goes from
-//! task to task, is left to the built-in policy, as devices are.
+//! Without a rule nothing is allowed. What comes from outside or goes from task to
+//! task, and devices, are left to the built-in policy.
 //!
 //! | setting | |
 //! |---|---|
@@ -107,9 +107,8 @@ impl Rule {
         };
         let (address, prefix) = network.split_once('/').unzip();
         let address = address.unwrap_or(network);
-        let inner = address
-            .strip_prefix('[')
-            .and_then(|it| it.strip_suffix(']'));
+        let opened = address.strip_prefix('[');
+        let inner = opened.and_then(|it| it.strip_suffix(']'));
         let (address, bits) = match (inner.unwrap_or(address).parse(), inner) {
             (Ok(IpAddr::V4(it)), None) => (it.to_ipv6_mapped(), 32),
             (Ok(IpAddr::V6(it)), Some(_)) if is_v4(it.to_bits()) => {
