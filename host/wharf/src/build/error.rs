@@ -5,8 +5,11 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use wharf_machine::image::OpenError;
+use wharf_policy::{EngineError, Refusal};
 
-/// A source could not be made into an image.
+use super::toolchain::ToolchainError;
+
+/// A source could not be made into an image or a plugin.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// `DIR#` with nothing behind it, or something that is no name.
@@ -24,7 +27,7 @@ pub enum BuildError {
         source: io::Error,
     },
     /// A directory that is no package.
-    #[error("{} has no Cargo.toml: name an image file or the directory of a guest's package", directory.display())]
+    #[error("{} has no Cargo.toml: name a file that is built already, or the directory of a package", directory.display())]
     NotAPackage {
         /// The directory.
         directory: PathBuf,
@@ -67,7 +70,7 @@ pub enum BuildError {
     },
     /// No cargo.
     #[error(
-        "building a guest needs cargo, and {program} is not to be found: install Rust 1.95 or later from https://rustup.rs, or set CARGO"
+        "building needs cargo, and {program} is not to be found: install Rust 1.95 or later from https://rustup.rs, or set CARGO"
     )]
     NoCargo {
         /// What was tried.
@@ -133,4 +136,70 @@ pub enum BuildError {
         /// Why not.
         source: io::Error,
     },
+    /// A package of another sort.
+    #[error(
+        "package {package} is neither a guest, which is a binary such as src/main.rs, nor a plugin, which is a library with crate-type = [\"cdylib\"]: see `wharf new`"
+    )]
+    NeitherKind {
+        /// The package.
+        package: String,
+    },
+    /// No library that could be loaded.
+    #[error(
+        "package {package} is no plugin, which is a library with crate-type = [\"cdylib\"]: see `wharf new plugin`"
+    )]
+    NoCdylib {
+        /// The package.
+        package: String,
+    },
+    /// `DIR#BIN` where a plugin is wanted.
+    #[error("a plugin is a package's library, not one of its binaries: write {} alone", directory.display())]
+    BinaryNamed {
+        /// The package's directory.
+        directory: PathBuf,
+    },
+    /// Nothing compiles to WebAssembly.
+    #[error(transparent)]
+    Toolchain(#[from] ToolchainError),
+    /// `cargo rustc` failed.
+    #[error("cargo could not build {package} for WebAssembly ({status}); its messages are above")]
+    BuildPlugin {
+        /// The package.
+        package: String,
+        /// How cargo ended.
+        status: ExitStatus,
+    },
+    /// cargo succeeded, and named no module.
+    #[error("cargo built {package}, but did not say where the module is")]
+    NoModule {
+        /// The package.
+        package: String,
+    },
+    /// The module is not there.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The module.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It built, and is no module that a component can be made of.
+    #[error("{package} was built, but cannot be made a component: {cause}")]
+    Componentise {
+        /// The package.
+        package: String,
+        /// What wit-component says.
+        cause: String,
+    },
+    /// It is a component, and no plugin.
+    #[error("{package} was built, but is no plugin: {source}")]
+    Plugin {
+        /// The package.
+        package: String,
+        /// Which rule it breaks.
+        source: Refusal,
+    },
+    /// There is nothing to examine plugins with.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
 }

@@ -1,27 +1,29 @@
 //! "An artefact or the source of one": from what an operator names to a file.
 //!
-//! Wherever an image is wanted, a path to a file is used as it is, without a
-//! look at anything else, and a Cargo package is built first. cargo alone knows
+//! Wherever an image or a plugin is wanted, a path to a file is used as it is,
+//! without a look at anything else, and a Cargo package is built first. cargo alone knows
 //! what is stale, so for a package it always runs. Start at [`Source`].
 
 mod cargo;
 mod error;
+mod guest;
 mod package;
+mod plugin;
 mod progress;
 mod source;
 
+use std::fs;
 use std::fs::{File, Permissions};
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
-
-use wharf_machine::image::{Image, ImageError, OpenError};
 
 pub use error::BuildError;
+pub use plugin::toolchain;
 pub use progress::Progress;
 pub use source::{PackageSource, Source};
 
-use package::Binary;
+use package::{Kind, Member};
 
 /// How to build what is not built yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,65 +39,87 @@ impl Source {
     /// Returns the path of an image that [`Image::open`] accepts, building it
     /// when the source is a package. An artefact is not looked at.
     ///
+    /// [`Image::open`]: wharf_machine::image::Image::open
+    ///
     /// # Errors
     ///
     /// When a package holds no guest, or does not build.
     pub fn image_path(&self, options: BuildOptions) -> Result<PathBuf, BuildError> {
         match self {
             Self::Artefact(path) => Ok(path.clone()),
-            Self::Package(source) => build(source, options),
+            Self::Package(source) => guest::build(&Member::find(source)?, options),
+        }
+    }
+
+    /// Returns the path of a component that [`Plugin::open`] accepts, building it
+    /// when the source is a package. An artefact is not looked at.
+    ///
+    /// Of the options, only what concerns progress matters to plugins.
+    ///
+    /// [`Plugin::open`]: wharf_policy::Plugin::open
+    ///
+    /// # Errors
+    ///
+    /// When a package holds no plugin, does not build, or nothing on this machine
+    /// compiles to WebAssembly.
+    pub fn plugin_path(&self, options: BuildOptions) -> Result<PathBuf, BuildError> {
+        match self {
+            Self::Artefact(path) => Ok(path.clone()),
+            Self::Package(source) => plugin::build(&Member::find(source)?, options.progress),
+        }
+    }
+
+    /// Returns the path of what the source is by its looks: a plugin's component or
+    /// a guest's image.
+    ///
+    /// # Errors
+    ///
+    /// When a package is neither, or does not build.
+    pub fn artefact_path(&self, options: BuildOptions) -> Result<PathBuf, BuildError> {
+        let source = match self {
+            Self::Artefact(path) => return Ok(path.clone()),
+            Self::Package(source) => source,
+        };
+        let member = Member::find(source)?;
+        match member.kind()? {
+            Kind::Guest => guest::build(&member, options),
+            Kind::Plugin => plugin::build(&member, options.progress),
         }
     }
 }
 
-fn build(source: &PackageSource, options: BuildOptions) -> Result<PathBuf, BuildError> {
-    let binary = Binary::find(source)?;
-    log::info!("building {} of {}", binary.name, binary.manifest.display());
-    // cargo names executables by binary only. Until this build's is copied, no
-    // other may put one of the same name, from another package, in its place.
-    let _turn = lock(&binary.target_dir.join("wharf")).map_err(|source| BuildError::Install {
-        path: binary.target_dir.join("wharf"),
+/// Waits for this process's turn to build in a target directory, which lasts until
+/// the file is dropped: cargo names executables by binary only, and until one is
+/// copied, no other may take its place.
+fn lock(target_dir: &Path) -> Result<File, BuildError> {
+    let directory = target_dir.join("wharf");
+    let locked = fs::create_dir_all(&directory).and_then(|()| {
+        let file = File::create(directory.join(".lock"))?;
+        file.lock()?;
+        Ok(file)
+    });
+    locked.map_err(|source| BuildError::Install {
+        path: directory,
         source,
-    })?;
-    let executable = cargo::build(&binary, options)?;
-    // Before the copy: a refused image must not replace one that runs.
-    Image::open(&executable).map_err(|error| match error {
-        OpenError::Image {
-            // Without the attribute there is neither entry point nor note.
-            source: ImageError::NoManifest | ImageError::EntryNotCode { .. },
-            ..
-        } => BuildError::NotAGuest {
-            bin: binary.name.clone(),
-        },
-        source => BuildError::Image(source),
-    })?;
-    let artefact = binary.artefact(options.position_independent);
-    install(&executable, &artefact).map_err(|source| BuildError::Install {
-        path: artefact.clone(),
-        source,
-    })?;
-    Ok(artefact)
+    })
 }
 
-/// Waits for this process's turn to build there, which lasts until the file is
-/// dropped.
-fn lock(directory: &Path) -> io::Result<File> {
-    fs::create_dir_all(directory)?;
-    let file = File::create(directory.join(".lock"))?;
-    file.lock()?;
-    Ok(file)
-}
-
-/// Copies a file so that whoever opens `to` at any time finds a whole one.
-fn install(from: &Path, to: &Path) -> io::Result<()> {
-    let directory = to.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
-    let mut copy = tempfile::Builder::new()
-        .prefix(".")
-        .suffix(".elf")
-        .permissions(Permissions::from_mode(0o777))
-        .tempfile_in(directory)?;
-    io::copy(&mut File::open(from)?, &mut copy)?;
-    copy.persist(to)?;
-    Ok(())
+/// Copies an artefact so that whoever opens `to` at any time finds a whole one.
+fn install(from: &mut impl Read, to: &Path) -> Result<(), BuildError> {
+    let copied = to
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| {
+            let mut copy = tempfile::Builder::new()
+                .prefix(".")
+                .permissions(Permissions::from_mode(0o777))
+                .tempfile_in(to.parent().unwrap_or(Path::new(".")))?;
+            io::copy(from, &mut copy)?;
+            copy.persist(to)?;
+            Ok(())
+        });
+    copied.map_err(|source| BuildError::Install {
+        path: to.to_owned(),
+        source,
+    })
 }

@@ -48,11 +48,16 @@ pub(super) struct Talk {
 }
 
 impl Talk {
-    /// Listens until cargo closes its end. Without a pipe there is nothing to do.
-    pub(super) fn listen(stderr: Option<ChildStderr>, progress: Progress) -> Self {
+    /// Listens until cargo closes its end. Without a pipe cargo shows everything by
+    /// itself. The preface comes before the first that is shown.
+    pub(super) fn listen(stderr: Option<ChildStderr>, progress: Progress, preface: &str) -> Self {
         let patience = (progress == Progress::Late).then_some(PATIENCE);
-        let listener =
-            stderr.map(|stderr| thread::spawn(move || relay(stderr, &mut io::stderr(), patience)));
+        let held = preface.as_bytes().to_vec();
+        if stderr.is_none() {
+            let _ = io::stderr().write_all(&held);
+        }
+        let listener = stderr
+            .map(|stderr| thread::spawn(move || relay(stderr, &mut io::stderr(), patience, held)));
         Self { listener, progress }
     }
 
@@ -73,9 +78,13 @@ impl Talk {
 
 /// Reads to the end. Holds everything back for as long as there is patience, then
 /// passes on what comes. Returns what was not passed on.
-fn relay(mut from: impl Read + AsFd, to: &mut impl Write, patience: Option<Duration>) -> Vec<u8> {
+fn relay(
+    mut from: impl Read + AsFd,
+    to: &mut impl Write,
+    patience: Option<Duration>,
+    mut held: Vec<u8>,
+) -> Vec<u8> {
     let end = patience.and_then(|patience| Instant::now().checked_add(patience));
-    let mut held = Vec::new();
     let mut buffer = [0; 4096];
     loop {
         let left = end.map(|end| end.saturating_duration_since(Instant::now()));
@@ -94,7 +103,7 @@ fn relay(mut from: impl Read + AsFd, to: &mut impl Write, patience: Option<Durat
 }
 
 /// Waits until there is something to read, or the time is over.
-fn readable(file: &impl AsFd, time: Option<Duration>) -> bool {
+pub(super) fn readable(file: &impl AsFd, time: Option<Duration>) -> bool {
     let timeout = time.map_or(PollTimeout::NONE, |time| {
         PollTimeout::try_from(time.saturating_add(Duration::from_millis(1)))
             .unwrap_or(PollTimeout::MAX)
@@ -116,7 +125,7 @@ mod tests {
         writer.write_all(b"Compiling").unwrap();
         drop(writer);
         let mut shown = Vec::new();
-        let held = relay(reader, &mut shown, patience);
+        let held = relay(reader, &mut shown, patience, b"with: ".to_vec());
         (shown, held)
     }
 
@@ -124,16 +133,16 @@ mod tests {
     fn a_short_talk_is_held_back() {
         assert_eq!(
             relayed(Some(Duration::from_secs(600))),
-            (vec![], b"Compiling".to_vec())
+            (vec![], b"with: Compiling".to_vec())
         );
-        assert_eq!(relayed(None), (vec![], b"Compiling".to_vec()));
+        assert_eq!(relayed(None), (vec![], b"with: Compiling".to_vec()));
     }
 
     #[test]
     fn what_comes_when_patience_is_over_is_passed_on() {
         assert_eq!(
             relayed(Some(Duration::ZERO)),
-            (b"Compiling".to_vec(), vec![])
+            (b"with: Compiling".to_vec(), vec![])
         );
     }
 }

@@ -1,11 +1,13 @@
 //! `wharf build`.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueHint;
 use wharf_machine::image::Image;
+use wharf_policy::{Engine, Plugin};
 
 use super::output;
 use crate::build::{BuildOptions, Progress, Source};
@@ -15,13 +17,19 @@ use crate::build::{BuildOptions, Progress, Source};
 Examples:
   wharf build .                            the only binary of the package here
   wharf build guest-kernel/apps#http       one binary of a package
+  wharf build plugins/fair-share           a plugin
   wharf run \"$(wharf build .)\"             what `wharf run .` does
 
-A package needs a dependency on wharf-rt and nothing else; `wharf new guest`
-makes one. Settings of [profile.wharf-guest] in its workspace's Cargo.toml are
-kept, but for `inherits` and `panic`.")]
+A package with a cdylib is a plugin, any other a guest, which needs a dependency
+on wharf-rt and nothing else; `wharf new` makes both. Settings of
+[profile.wharf-guest] and [profile.wharf-plugin] in its workspace's Cargo.toml are
+kept, but for `inherits` and `panic`, and for plugins `lto` and `codegen-units`.
+
+Plugins are compiled by the Rust in use when it has wasm32-unknown-unknown, else by
+Debian's rustc-web when that is there. When neither is, `rustup target add` is
+tried, then, as root on Debian, `apt-get install`.")]
 pub(super) struct Args {
-    /// A guest's source: DIR with a Cargo.toml, or DIR#BIN
+    /// A guest's or plugin's source: DIR with a Cargo.toml, or DIR#BIN for a guest
     #[arg(value_hint = ValueHint::AnyPath)]
     source: PathBuf,
 
@@ -42,10 +50,23 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         position_independent: !args.no_pie,
         progress,
     };
-    let path = source.image_path(options)?;
+    let path = source.artefact_path(options)?;
     if let Source::Artefact(path) = &source {
-        Image::open(path)?;
+        examine(path)?;
     }
     output::print(&[path.as_os_str().as_bytes(), b"\n"].concat())?;
     Ok(0)
+}
+
+/// Looks at what is built already as at what was built here.
+fn examine(path: &Path) -> anyhow::Result<()> {
+    let mut magic = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+    if read.is_ok() && magic == *b"\0asm" {
+        let refused = |e| anyhow::anyhow!("{} is no plugin: {e}", path.display());
+        Plugin::open(&Engine::new(None)?, path).map_err(refused)?;
+    } else {
+        Image::open(path)?;
+    }
+    Ok(())
 }

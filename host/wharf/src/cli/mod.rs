@@ -62,11 +62,12 @@ enum Command {
     ///
     /// Needs no daemon and no root, only /dev/kvm. The exit status is the guest's.
     Run(run::Args),
-    /// Build a unikernel, and print the path of its image
+    /// Build a unikernel or a plugin, and print the path of the artefact
     ///
-    /// Needs Rust 1.95 or later for the machine's own target, and nothing else. The
-    /// image goes to wharf/PACKAGE/BIN.elf in the package's target directory, when it is one
-    /// that `wharf run` accepts.
+    /// A unikernel needs Rust 1.95 or later for the machine's own target, and nothing
+    /// else. The image goes to wharf/PACKAGE/BIN.elf in the package's target directory,
+    /// when it is one that `wharf run` accepts. A plugin goes to wharf/PACKAGE.wasm, when
+    /// `wharf policy check` accepts it.
     Build(build::Args),
     /// Make a package to start from
     New(new::Args),
