@@ -67,7 +67,7 @@ impl Canary {
         let mut by = Settings::new(settings.into_iter().map(|it| (it.key, it.value)));
         let bool = |text: &str| text.parse().ok();
         let sticky = by.read("sticky", true, "true or false", bool)?;
-        let seed = by.number("seed", 0..=u64::MAX, 0, "a whole number, such as seed = 7")?;
+        let seed = by.number("seed", 0..=u64::MAX, 0)?;
         by.finish()?;
         let group = |task: &Task| {
             let Some(label) = task.labels.iter().find(|it| it.key == "canary") else {

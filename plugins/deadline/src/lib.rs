@@ -34,7 +34,7 @@ use std::sync::Mutex;
 use bindings::{lifecycle, scheduler};
 use lifecycle::{Identity, Setting, Task};
 use scheduler::{Candidate, Choice, View};
-use wharf_plugin_settings::{Settings, duration, open, wrong};
+use wharf_plugin_settings::{Settings, duration, open, wanted_duration, wrong};
 
 const MS: u64 = 1_000_000;
 
@@ -64,8 +64,7 @@ struct Terms {
 impl Deadline {
     fn configure(&mut self, settings: Vec<Setting>, tasks: &[Task]) -> Result<(), String> {
         let mut by = Settings::new(settings.into_iter().map(|it| (it.key, it.value)));
-        let wanted = "a duration from 100us to 100ms, such as slice = \"2ms\"";
-        let slice = by.duration("slice", 100_000..=100 * MS, 2 * MS, wanted)?;
+        let slice = by.duration("slice", 100_000..=100 * MS, 2 * MS)?;
         by.finish()?;
         let terms = tasks.iter().map(Terms::of);
         let mut terms = terms.collect::<Result<Vec<_>, _>>()?;
@@ -110,20 +109,19 @@ impl Deadline {
 impl Terms {
     /// What a task's labels say.
     fn of(task: &Task) -> Result<Option<Self>, String> {
-        let read = |key: &str, range: RangeInclusive<u64>, wanted: &str| {
+        let read = |key: &str, range: RangeInclusive<u64>| {
             let Some(label) = task.labels.iter().find(|it| it.key == key) else {
                 return Ok(None);
             };
             let read = duration(&label.value).filter(|ns| range.contains(ns));
-            let refusal = wrong(key, &label.value, wanted);
+            let wanted = wanted_duration(&range, *range.end());
+            let refusal = wrong(key, &label.value, &wanted);
             let named = || format!("task {}: label {refusal}", task.name);
             read.map(Some).ok_or_else(named)
         };
-        let wanted = "a duration from 1ms to 10s, such as deadline = \"5ms\"";
-        let deadline = read("deadline", MS..=10_000 * MS, wanted)?;
+        let deadline = read("deadline", MS..=10_000 * MS)?;
         let most = deadline.unwrap_or(0);
-        let wanted = "a duration from 100us to the task's deadline, such as budget = \"1ms\"";
-        let budget = read("budget", 100_000..=most, wanted)?.unwrap_or(most / 2);
+        let budget = read("budget", 100_000..=most)?.unwrap_or(most / 2);
         Ok(deadline.map(|deadline| Self {
             deadline,
             budget,

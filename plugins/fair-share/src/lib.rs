@@ -26,7 +26,7 @@ use std::sync::Mutex;
 use bindings::{lifecycle, scheduler};
 use lifecycle::{Identity, Setting, Task};
 use scheduler::{Candidate, Choice, Slice, SliceEnd, View};
-use wharf_plugin_settings::{Settings, open};
+use wharf_plugin_settings::{Settings, open, read_state, write_state};
 
 /// What a nanosecond at weight 1 counts; at the highest weight, 10,000, it is 1.
 const SCALE: i64 = 10_000;
@@ -63,10 +63,8 @@ struct Share {
 impl FairShare {
     fn configure(&mut self, settings: Vec<Setting>, tasks: usize) -> Result<(), String> {
         let mut by = Settings::new(settings.into_iter().map(|it| (it.key, it.value)));
-        let wanted = "a number of slices from 0 to 100, such as boost = 2";
-        let boost = by.number("boost", 0..=100, 1, wanted)?;
-        let wanted = "a duration from 100us to 100ms, such as slice = \"2ms\"";
-        let slice = by.duration("slice", 100_000..=100_000_000, 2_000_000, wanted)?;
+        let boost = by.number("boost", 0..=100, 1)?;
+        let slice = by.duration("slice", 100_000..=100_000_000, 2_000_000)?;
         by.finish()?;
         (self.boost, self.slice) = (boost.try_into().unwrap_or(0), slice);
         self.shares.resize(tasks, Share::default());
@@ -132,26 +130,21 @@ impl FairShare {
         self.shares.get_mut(usize::try_from(replica).ok()?)
     }
 
-    /// Of each share 16 bytes: `ahead`, weight, worker, the lowest byte first.
     fn save(&self) -> Vec<u8> {
         let rest = |it: &Share| u64::from(it.worker) << 32 | u64::from(it.weight);
-        let share = |it: &Share| [it.ahead.to_le_bytes(), rest(it).to_le_bytes()];
-        self.shares.iter().flat_map(share).flatten().collect()
+        let share = |it: &Share| [it.ahead.cast_unsigned(), rest(it)];
+        write_state(self.shares.iter().flat_map(share))
     }
 
     fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        let numbers = state.as_chunks().0.as_chunks();
-        if !state.len().is_multiple_of(16) {
-            return Err("the state is cut short".to_owned());
-        }
         let half = |rest: u64| u32::try_from(rest & u64::from(u32::MAX)).unwrap_or(0);
-        let share = |[ahead, rest]: &[[u8; 8]; 2]| Share {
-            ahead: i64::from_le_bytes(*ahead),
-            weight: half(u64::from_le_bytes(*rest)),
-            worker: half(u64::from_le_bytes(*rest) >> 32),
+        let share = |[ahead, rest]: [u64; 2]| Share {
+            ahead: ahead.cast_signed(),
+            weight: half(rest),
+            worker: half(rest >> 32),
         };
         let told = self.shares.len();
-        self.shares = numbers.0.iter().map(share).collect();
+        self.shares = read_state(state)?.into_iter().map(share).collect();
         self.shares.resize(told, Share::default());
         Ok(())
     }

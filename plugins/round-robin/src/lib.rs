@@ -33,8 +33,7 @@ struct RoundRobin {
 impl RoundRobin {
     fn configure(settings: Vec<Setting>) -> Result<Self, String> {
         let mut settings = Settings::new(settings.into_iter().map(|it| (it.key, it.value)));
-        let wanted = "a duration from 100us to 100ms, such as slice = \"2ms\"";
-        let slice = settings.duration("slice", 100_000..=100_000_000, 2_000_000, wanted)?;
+        let slice = settings.duration("slice", 100_000..=100_000_000, 2_000_000)?;
         settings.finish()?;
         Ok(Self { slice })
     }

@@ -1,4 +1,5 @@
-//! Reads what an operator configured a policy with.
+//! What plugins share: reading what an operator configured them with, and state that
+//! is numbers.
 //!
 //! Settings reach a plugin as text, values that are not strings as TOML writes
 //! them. A plugin takes each one it knows out of [`Settings`] and then
@@ -64,9 +65,31 @@ impl Settings {
         key: &'static str,
         range: RangeInclusive<u64>,
         default: u64,
-        wanted: &str,
     ) -> Result<u64, String> {
-        self.read(key, default, wanted, |text| number(text, range))
+        let (least, most) = (range.start(), range.end());
+        let wanted = format!("a whole number from {least} to {most}, such as {default}");
+        self.read(key, default, &wanted, |text| number(text, range))
+    }
+
+    /// A number in thousandths, as [`read`](Self::read).
+    ///
+    /// # Errors
+    ///
+    /// When it is none or not within `range`.
+    pub fn thousandths(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        default: u64,
+    ) -> Result<u64, String> {
+        let show = |it: &u64| format!("{}.{:03}", it / 1000, it % 1000);
+        let (least, most) = (show(range.start()), show(range.end()));
+        let wanted = format!(
+            "a number from {least} to {most}, such as {}",
+            show(&default)
+        );
+        let read = |text: &str| thousandths(text).filter(|it| range.contains(it));
+        self.read(key, default, &wanted, read)
     }
 
     /// A duration in nanoseconds, as [`read`](Self::read).
@@ -79,10 +102,10 @@ impl Settings {
         key: &'static str,
         range: RangeInclusive<u64>,
         default: u64,
-        wanted: &str,
     ) -> Result<u64, String> {
+        let wanted = wanted_duration(&range, default);
         let read = |text: &str| duration(text).filter(|ns| range.contains(ns));
-        self.read(key, default, wanted, read)
+        self.read(key, default, &wanted, read)
     }
 
     /// Takes out all settings whose keys begin with `prefix`: the rest of each key,
@@ -146,23 +169,39 @@ pub fn thousandths(text: &str) -> Option<u64> {
     whole.checked_mul(1000)?.checked_add(part)
 }
 
-/// Reads a duration such as `250ms`, in nanoseconds. The units are those of the
-/// operator's file: ns, us, ms, s, min (or m), h.
+/// The units of durations, which are those of the operator's file.
+const UNITS: [(&str, u64); 8] = [
+    ("h", 3_600_000_000_000),
+    ("min", 60_000_000_000),
+    ("m", 60_000_000_000),
+    ("s", 1_000_000_000),
+    ("ms", 1_000_000),
+    ("us", 1_000),
+    ("µs", 1_000),
+    ("ns", 1),
+];
+
+/// Reads a duration such as `250ms`, in nanoseconds.
 #[must_use]
 pub fn duration(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at_checked(digits)?;
-    let factor = match unit.trim_start() {
-        "ns" => 1,
-        "us" | "µs" => 1_000,
-        "ms" => 1_000_000,
-        "s" => 1_000_000_000,
-        "m" | "min" => 60_000_000_000,
-        "h" => 3_600_000_000_000,
-        _ => return None,
+    let unit = UNITS.iter().find(|it| it.0 == unit.trim_start())?;
+    number.parse::<u64>().ok()?.checked_mul(unit.1)
+}
+
+/// What is wanted where a duration is: its bounds, and an example.
+#[must_use]
+pub fn wanted_duration(range: &RangeInclusive<u64>, example: u64) -> String {
+    let show = |ns: &u64| {
+        let whole = |it: &&(_, u64)| ns.checked_rem(it.1) == Some(0);
+        let (unit, ns_each) = UNITS.iter().find(whole).unwrap_or(&("ns", 1));
+        format!("{}{unit}", ns.checked_div(*ns_each).unwrap_or(0))
     };
-    number.parse::<u64>().ok()?.checked_mul(factor)
+    let (least, most) = (show(range.start()), show(range.end()));
+    let example = show(&example);
+    format!("a duration from {least} to {most}, such as \"{example}\"")
 }
 
 /// Reads a list: a TOML array, or a string in which commas part the items.
@@ -176,6 +215,51 @@ pub fn list(text: &str) -> Vec<&str> {
         .map(|item| item.trim().trim_matches(['"', '\'']).trim())
         .filter(|item| !item.is_empty())
         .collect()
+}
+
+/// What part of them are so many of so many, in thousandths of a percent; none when
+/// there are none.
+#[must_use]
+pub fn percent(part: u64, of: u64) -> u64 {
+    let part = u128::from(part.min(of)).saturating_mul(100_000);
+    let share = part.checked_div(of.into()).unwrap_or(0);
+    share.try_into().unwrap_or(0)
+}
+
+/// A number times so many thousandths.
+#[must_use]
+pub fn times(number: u64, factor: u64) -> u64 {
+    let product = u128::from(number).saturating_mul(factor.into()) / 1000;
+    product.try_into().unwrap_or(u64::MAX)
+}
+
+/// Writes state that is numbers: eight bytes each, the lowest first.
+pub fn write_state(numbers: impl Iterator<Item = u64>) -> Vec<u8> {
+    numbers.flat_map(u64::to_le_bytes).collect()
+}
+
+/// Reads state that is numbers, `N` to each record.
+///
+/// # Errors
+///
+/// When a record is not whole.
+pub fn read_state<const N: usize>(state: &[u8]) -> Result<Vec<[u64; N]>, String> {
+    let (numbers, cut) = state.as_chunks();
+    let numbers: Vec<u64> = numbers.iter().map(|it| u64::from_le_bytes(*it)).collect();
+    match (numbers.as_chunks(), cut) {
+        ((records, []), []) => Ok(records.to_vec()),
+        _ => Err("the state is cut short".to_owned()),
+    }
+}
+
+/// State for a version that reads format `new`, of one that wrote format `old`.
+///
+/// # Errors
+///
+/// When they differ: there is no way from one to the other.
+pub fn same_format(old: u32, new: u32, state: Vec<u8>) -> Result<Vec<u8>, String> {
+    let same = (old == new).then_some(state);
+    same.ok_or_else(|| format!("nothing turns state of format {old} into format {new}"))
 }
 
 /// Opens the policy that a plugin keeps between two questions.

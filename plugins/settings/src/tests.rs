@@ -5,9 +5,9 @@
 
 use std::sync::Mutex;
 
-use super::{Settings, duration, list, open, thousandths};
-
-const WANTED: &str = "a whole number from 0 to 9, such as boost = 2";
+use super::{
+    Settings, duration, list, open, percent, read_state, thousandths, wanted_duration, write_state,
+};
 
 fn settings(pairs: &[(&str, &str)]) -> Settings {
     let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
@@ -16,11 +16,8 @@ fn settings(pairs: &[(&str, &str)]) -> Settings {
 
 #[test]
 fn what_is_not_written_is_the_default() {
-    assert_eq!(settings(&[]).number("boost", 0..=9, 3, WANTED), Ok(3));
-    assert_eq!(
-        settings(&[]).duration("slice", 1..=9, 4, "a duration"),
-        Ok(4)
-    );
+    assert_eq!(settings(&[]).number("boost", 0..=9, 3), Ok(3));
+    assert_eq!(settings(&[]).duration("slice", 1..=9, 4), Ok(4));
     assert_eq!(settings(&[]).finish(), Ok(()));
 }
 
@@ -28,9 +25,46 @@ fn what_is_not_written_is_the_default() {
 fn what_is_wrong_is_named_with_what_to_write() {
     for value in ["", "x", "10", "-1", "1.5", "99999999999999999999", "٣"] {
         assert_eq!(
-            settings(&[("boost", value)]).number("boost", 0..=9, 3, WANTED),
-            Err(format!("boost = \"{value}\" is wrong: write {WANTED}"))
+            settings(&[("boost", value)]).number("boost", 0..=9, 3),
+            Err(format!(
+                "boost = \"{value}\" is wrong: write a whole number from 0 to 9, such as 3"
+            ))
         );
+    }
+}
+
+#[test]
+fn a_refusal_says_the_bounds_in_the_units_that_operators_write() {
+    let mut written = settings(&[("slice", "2"), ("errors", "200")]);
+    for (refusal, said) in [
+        (
+            written.duration("slice", 100_000..=100_000_000, 2_000_000),
+            "slice = \"2\" is wrong: write a duration from 100us to 100ms, such as \"2ms\"",
+        ),
+        (
+            written.thousandths("errors", 0..=100_000, 1500),
+            "errors = \"200\" is wrong: write a number from 0.000 to 100.000, such as 1.500",
+        ),
+    ] {
+        assert_eq!(refusal, Err(said.to_owned()));
+    }
+    assert_eq!(
+        wanted_duration(&(1..=86_400_000_000_000), 61_000_000_000),
+        "a duration from 1ns to 24h, such as \"61s\""
+    );
+}
+
+#[test]
+fn parts_are_in_thousandths_of_a_percent() {
+    for (part, of, share) in [
+        (0, 0, 0),
+        (9, 0, 0),
+        (1, 2, 50_000),
+        (1, 3, 33_333),
+        (7, 3, 100_000),
+        (u64::MAX, u64::MAX, 100_000),
+    ] {
+        assert_eq!(percent(part, of), share, "{part} of {of}");
     }
 }
 
@@ -38,7 +72,7 @@ fn what_is_wrong_is_named_with_what_to_write() {
 fn what_nobody_knows_is_refused_with_what_there_is() {
     let mut settings = settings(&[("bost", "2"), ("port-80", "web"), ("slice", "2ms")]);
     let of_ports = vec![("80".to_owned(), "web".to_owned())];
-    assert_eq!(settings.number("boost", 0..=9, 3, WANTED), Ok(3));
+    assert_eq!(settings.number("boost", 0..=9, 3), Ok(3));
     assert_eq!(settings.text("slice").as_deref(), Some("2ms"));
     assert_eq!(settings.beginning("port-"), of_ports);
     assert_eq!(
@@ -99,6 +133,17 @@ fn a_list_is_an_array_or_a_string() {
         (" ", vec![]),
     ] {
         assert_eq!(list(text), items, "{text}");
+    }
+}
+
+#[test]
+fn state_is_whole_records_or_refused() {
+    let state = write_state([1, u64::MAX, 3, 4].into_iter());
+    assert_eq!(read_state(&state), Ok(vec![[1, u64::MAX], [3, 4]]));
+    assert_eq!(read_state::<4>(&[]), Ok(Vec::new()));
+    for cut in [1, 8, 24, 31] {
+        let part = state.get(..cut).unwrap_or_default();
+        assert!(read_state::<2>(part).is_err(), "{cut} bytes");
     }
 }
 
