@@ -57,7 +57,7 @@ pub struct TaskStatus {
     pub image: String,
     /// Memory of the guest in bytes.
     pub memory_bytes: u64,
-    /// Time spent in the guest in nanoseconds, over all generations.
+    /// Processor time spent in the guest in nanoseconds, over all generations.
     pub run_ns: u64,
     /// Times that the guest was left, over all generations.
     pub exits: u64,

@@ -16,7 +16,7 @@ use super::{Birth, ToWorker};
 use crate::cell::TaskSpec;
 use crate::cell::console::ConsoleRing;
 use crate::cell::logger::LogTarget;
-use crate::cell::meters::{Activity, Meters};
+use crate::cell::meters::{self, Activity, Meters};
 
 /// How long a guest that writes more than its log file takes is kept waiting.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
@@ -168,7 +168,8 @@ impl Live {
         }
     }
 
-    /// Enters the guest once; `None` when a message came first.
+    /// Enters the guest once; `None` when a message came first. Time is the thread's
+    /// own: a guest does not pay for what else the machine did meanwhile.
     fn enter(
         &mut self,
         kicks: &Kicks,
@@ -180,9 +181,9 @@ impl Live {
             kicks.left();
             return None;
         }
-        let start = Instant::now();
+        let start = meters::thread_time();
         let exit = self.machine.enter(answer);
-        let time = start.elapsed();
+        let time = meters::thread_time().saturating_sub(start);
         kicks.left();
         self.meters.ran(time);
         let event = match exit {
