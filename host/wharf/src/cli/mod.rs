@@ -13,6 +13,7 @@ mod host;
 mod logs;
 mod new;
 mod output;
+mod policy;
 mod ps;
 mod restart;
 mod run;
@@ -97,6 +98,8 @@ enum Command {
     ///
     /// Without a terminal it prints one second's rates and ends.
     Top(top::Args),
+    /// Look at policy plugins
+    Policy(policy::Args),
     /// Print a shell's completions for wharf
     ///
     /// Where they go depends on the shell, for example:
@@ -161,6 +164,7 @@ pub fn main() -> ExitCode {
         Command::Restart(args) => restart::run(&args),
         Command::Events(args) => events::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Policy(args) => policy::run(&args, verbosity.progress()),
         Command::Completions { shell } => completions(shell),
     };
     match result {
@@ -220,6 +224,7 @@ mod tests {
             "wharf down --no-wait",
             "wharf events -f --json",
             "wharf top --json",
+            "wharf policy check fair-share.wasm --json",
             "wharf completions zsh",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -79,7 +79,7 @@ pub enum Step {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "nothing here compiles to WebAssembly{}: {advice}",
-    tried.iter().map(|it| format!("; {it}")).collect::<String>()
+    tried.iter().map(|it| format!(" ({it})")).collect::<String>()
 )]
 pub struct ToolchainError {
     /// What was tried, and why it did not work.
@@ -336,7 +336,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "nothing here compiles to WebAssembly; `a` failed: no network: do this"
+            "nothing here compiles to WebAssembly (`a` failed: no network): do this"
         );
     }
 
