@@ -3,6 +3,8 @@
 mod check;
 
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use wharf_model::policy::SlotName;
 
 use crate::build::Progress;
 
@@ -26,4 +28,13 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     match &args.what {
         What::Check(args) => check::run(args, progress),
     }
+}
+
+/// Takes the name of a slot.
+pub(super) fn slot_parser() -> impl TypedValueParser<Value = SlotName> {
+    let names = SlotName::ALL.map(SlotName::as_str);
+    PossibleValuesParser::new(names).try_map(|name| {
+        let mut slots = SlotName::ALL.into_iter();
+        slots.find(|slot| slot.as_str() == name).ok_or("no slot")
+    })
 }
