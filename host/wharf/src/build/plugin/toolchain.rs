@@ -264,10 +264,11 @@ fn is_debian(os_release: &str) -> bool {
     lines.any(|line| matches!(line.trim(), "ID=debian" | "ID=\"debian\""))
 }
 
-/// The path that a program prints, when it does.
+/// The path that a program prints, when it does. To look must install nothing.
 fn answer(command: &mut Command, directory: &Path) -> Option<PathBuf> {
     let output = command
         .current_dir(directory)
+        .env("RUSTUP_AUTO_INSTALL", "0")
         .stdin(Stdio::null())
         .output()
         .ok()?;
