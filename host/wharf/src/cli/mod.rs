@@ -213,6 +213,7 @@ mod tests {
             "wharf -v run http.elf -v",
             "wharf build apps#http --no-pie -q",
             "wharf new guest x/demo",
+            "wharf new plugin x/fair --slot scheduler",
             "wharf doctor --json",
             "wharf up",
             "wharf up x.toml --detach --strict --socket s",
@@ -230,6 +231,7 @@ mod tests {
             "wharf policy rollback router --json",
             "wharf policy trace scheduler t.jsonl --count 5 --for 10s --size 1MiB",
             "wharf policy replay fair-share.wasm t.jsonl --differences 3 --json",
+            "wharf policy check fair-share.wasm --json",
             "wharf completions zsh",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
@@ -255,7 +257,9 @@ mod tests {
             ("wharf run a.elf --memory 32", ErrorKind::ValueValidation),
             ("wharf run a.elf --name a/b", ErrorKind::ValueValidation),
             ("wharf -v -q doctor", ErrorKind::ArgumentConflict),
-            ("wharf new plugin x", ErrorKind::InvalidSubcommand),
+            ("wharf new kernel x", ErrorKind::InvalidSubcommand),
+            ("wharf new plugin x", ErrorKind::MissingRequiredArgument),
+            ("wharf new plugin x --slot disk", ErrorKind::InvalidValue),
         ] {
             let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
             assert_eq!(error.kind(), kind, "{line}");

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Subcommand, ValueHint};
+use wharf_model::policy::SlotName;
 
-use super::output;
+use super::{output, policy};
 use crate::scaffold;
 
 #[derive(Debug, clap::Args)]
@@ -28,19 +29,55 @@ Examples:
         #[arg(value_hint = ValueHint::DirPath)]
         name: PathBuf,
     },
+    /// Make the package of a policy plugin, which builds and is accepted as it is
+    ///
+    /// It has a small policy for the slot with tests of its decisions, and the contract
+    /// that plugins keep, and belongs to no other workspace.
+    #[command(after_help = "\
+Examples:
+  wharf new plugin fair --slot scheduler && wharf policy check fair
+  wharf new plugin policies/egress --slot router")]
+    Plugin {
+        /// The new directory; its last part is the package's name
+        #[arg(value_hint = ValueHint::DirPath)]
+        name: PathBuf,
+
+        /// What it is to decide: who runs, where connections go, or how upgrades proceed
+        #[arg(long, value_parser = policy::slot_parser())]
+        slot: SlotName,
+    },
 }
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
-    let What::Guest { name: directory } = &args.what;
-    let name = scaffold::new_guest(directory)?;
-    let source = quoted(directory);
-    let next = format!(
-        "Made the guest {name}. Next:\n\
-         \n    wharf run {source} -- world\
-         \n    $EDITOR {}\n",
-        quoted(&directory.join("src/main.rs")),
-    );
+    let next = match &args.what {
+        What::Guest { name: directory } => {
+            let name = scaffold::new_guest(directory)?;
+            format!(
+                "Made the guest {name}. Next:\n\
+                 \n    wharf run {} -- world\
+                 \n    $EDITOR {}\n",
+                quoted(directory),
+                quoted(&directory.join("src/main.rs")),
+            )
+        }
+        What::Plugin {
+            name: directory,
+            slot,
+        } => {
+            let name = scaffold::new_plugin(directory, *slot)?;
+            format!(
+                "Made the {} plugin {name}. Next:\n\
+                 \n    wharf policy check {}\
+                 \n    cargo test --manifest-path {}\
+                 \n    $EDITOR {}\n",
+                slot.as_str(),
+                quoted(directory),
+                quoted(&directory.join("Cargo.toml")),
+                quoted(&directory.join("src/lib.rs")),
+            )
+        }
+    };
     output::print(next.as_bytes())?;
     Ok(0)
 }

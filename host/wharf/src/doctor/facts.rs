@@ -10,6 +10,7 @@ use wharf_machine::Error;
 use wharf_machine::probe::{Probe, probe};
 
 use super::trial;
+use crate::build::toolchain;
 
 /// A machine, as far as guests are concerned.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct Facts {
     pub limits: String,
     /// What builds guests.
     pub toolchain: Toolchain,
+    /// What builds plugins, and what could be installed for it.
+    pub plugins: toolchain::Facts,
 }
 
 /// Which of the kernel's modules for KVM are loaded or built in.
@@ -63,6 +66,7 @@ impl Facts {
         let read = |path| fs::read_to_string(path).ok();
         // rustup's wrappers take their time: they run beside the rest.
         let toolchain = thread::spawn(Toolchain::gather);
+        let plugins = thread::spawn(|| toolchain::Facts::gather(Path::new(".")));
         Self {
             kvm: probe().map_err(|error| match error {
                 Error::Open(error) => Errno::from_raw(error.errno()),
@@ -79,6 +83,7 @@ impl Facts {
             huge_pages: read("/sys/kernel/mm/transparent_hugepage/enabled"),
             limits: read("/proc/self/limits").unwrap_or_default(),
             toolchain: toolchain.join().unwrap_or_default(),
+            plugins: plugins.join().unwrap_or_default(),
         }
     }
 
@@ -122,7 +127,7 @@ pub(super) mod fixtures {
 
     use wharf_machine::probe::{Capability, Probe};
 
-    use super::{Facts, KvmModules, Toolchain};
+    use super::{Facts, KvmModules, Toolchain, toolchain};
 
     /// A machine with nothing amiss: VMX on bare metal.
     pub(in crate::doctor) fn machine() -> Facts {
@@ -155,6 +160,10 @@ pub(super) mod fixtures {
                 cargo: Some("cargo 1.95.0 (f2d3ce0bd 2026-03-21)".to_owned()),
                 rustc: Some("rustc 1.96.0-nightly (59807616e 2026-04-14)".to_owned()),
                 linker: Some("cc (Debian 12.2.0-14) 12.2.0".to_owned()),
+            },
+            plugins: toolchain::Facts {
+                has_target: true,
+                ..toolchain::Facts::default()
             },
         }
     }

@@ -9,6 +9,7 @@ mod facts;
 mod flavour;
 mod kvm;
 mod machine;
+mod plugins;
 mod table;
 mod toolchain;
 mod trial;
@@ -80,6 +81,7 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
     let mut findings = kvm::examine(facts);
     findings.extend(machine::examine(facts));
     findings.extend(toolchain::examine(&facts.toolchain));
+    findings.push(plugins::examine(facts.plugins));
     findings
 }
 

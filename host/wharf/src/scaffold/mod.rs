@@ -1,12 +1,15 @@
 //! `wharf new`: packages that build and run as they are written.
 //!
-//! The guest runtime is on no registry, so every package gets a copy of its
-//! sources, which this binary carries (see `build.rs`).
+//! Neither the guest runtime nor the contract with plugins is on a registry, so
+//! every package gets a copy of its sources, which this binary carries (see
+//! `build.rs`).
 
 mod name;
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
+
+use wharf_model::policy::SlotName;
 
 pub use name::{NameError, PackageName};
 
@@ -20,6 +23,15 @@ const GUEST: [(&str, &str); 4] = [
     ("src/main.rs", include_str!("guest/main.rs.in")),
     ("README.md", include_str!("guest/README.md.in")),
     (".gitignore", include_str!("guest/gitignore.in")),
+];
+
+/// The same for a plugin, except for its source. `@SLOT@` is the slot and
+/// `@CONFIG@` a setting of its policy as TOML has it.
+const PLUGIN: [(&str, &str); 4] = [
+    ("Cargo.toml", include_str!("plugin/Cargo.toml.in")),
+    ("README.md", include_str!("plugin/README.md.in")),
+    (".gitignore", include_str!("plugin/gitignore.in")),
+    ("wit/policy.wit", include_str!("../../../../wit/policy.wit")),
 ];
 
 /// A package was not made.
@@ -57,6 +69,44 @@ pub enum ScaffoldError {
 /// When the name is none, something is there, or it cannot be written. The
 /// directory then does not exist, or is what it was.
 pub fn new_guest(directory: &Path) -> Result<PackageName, ScaffoldError> {
+    new_package(directory, |package, name| {
+        for (path, template) in GUEST {
+            write(&package.join(path), &template.replace("@NAME@", name))?;
+        }
+        for (path, text) in RUNTIME {
+            write(&package.join("wharf").join(path), text)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the package of a plugin for a slot, as [`new_guest`] does a guest's.
+///
+/// # Errors
+///
+/// As there.
+pub fn new_plugin(directory: &Path, slot: SlotName) -> Result<PackageName, ScaffoldError> {
+    let (source, setting) = match slot {
+        SlotName::Scheduler => (include_str!("plugin/scheduler.rs.in"), "short-ms = 2"),
+        SlotName::Router => (include_str!("plugin/router.rs.in"), "ports = \"53, 443\""),
+        SlotName::Upgrader => (include_str!("plugin/upgrader.rs.in"), "percent = 25"),
+    };
+    new_package(directory, |package, name| {
+        for (path, template) in PLUGIN {
+            let text = template
+                .replace("@NAME@", name)
+                .replace("@SLOT@", slot.as_str())
+                .replace("@CONFIG@", setting);
+            write(&package.join(path), &text)?;
+        }
+        write(&package.join("src/lib.rs"), source)
+    })
+}
+
+fn new_package(
+    directory: &Path,
+    write: impl FnOnce(&Path, &str) -> io::Result<()>,
+) -> Result<PackageName, ScaffoldError> {
     let name = PackageName::of(directory).map_err(|source| ScaffoldError::Name {
         path: directory.to_owned(),
         source,
@@ -82,25 +132,12 @@ pub fn new_guest(directory: &Path) -> Result<PackageName, ScaffoldError> {
         .tempdir_in(parent)
         .map_err(io)?;
     let package = draft.path().join(name.as_str());
-    write_guest(&package, &name).map_err(io)?;
+    write(&package, name.as_str()).map_err(io)?;
     fs::rename(&package, directory).map_err(|error| match error.kind() {
         io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => exists(),
         _ => io(error),
     })?;
     Ok(name)
-}
-
-fn write_guest(package: &Path, name: &PackageName) -> io::Result<()> {
-    for (path, template) in GUEST {
-        write(
-            &package.join(path),
-            &template.replace("@NAME@", name.as_str()),
-        )?;
-    }
-    for (path, text) in RUNTIME {
-        write(&package.join("wharf").join(path), text)?;
-    }
-    Ok(())
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
@@ -114,7 +151,9 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use std::fs;
 
-    use super::{ScaffoldError, new_guest};
+    use wharf_model::policy::SlotName;
+
+    use super::{ScaffoldError, new_guest, new_plugin};
 
     #[test]
     fn a_guest_is_a_package_with_its_runtime() {
@@ -138,6 +177,25 @@ mod tests {
             1,
             "nothing but the package is left: {parent:?}"
         );
+    }
+
+    #[test]
+    fn a_plugin_is_a_package_with_the_contract() {
+        let root = tempfile::tempdir().unwrap();
+        for slot in SlotName::ALL {
+            let package = root.path().join(slot.as_str());
+            new_plugin(&package, slot).unwrap();
+            let read = |path: &str| fs::read_to_string(package.join(path)).unwrap();
+            for file in ["Cargo.toml", "src/lib.rs", "README.md", ".gitignore"] {
+                let text = read(file);
+                for word in ["@NAME@", "@SLOT@", "@CONFIG@"] {
+                    assert!(!text.contains(word), "{file} is a template still");
+                }
+            }
+            let world = format!("world: \"{slot}-plugin\"", slot = slot.as_str());
+            assert!(read("src/lib.rs").contains(&world), "{slot:?}");
+            assert!(read("wit/policy.wit").contains("package wharf:policy@"));
+        }
     }
 
     #[test]

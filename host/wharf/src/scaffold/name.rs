@@ -7,7 +7,7 @@ use std::path::Path;
 const CHARS_MAX: usize = 64;
 
 /// Names that cargo or rustc keeps for itself, or that the runtime has.
-const TAKEN: [&str; 15] = [
+const TAKEN: [&str; 17] = [
     "abi",
     "alloc",
     "build",
@@ -23,6 +23,8 @@ const TAKEN: [&str; 15] = [
     "wharf-abi",
     "wharf-rt",
     "wharf-rt-macros",
+    "wit-bindgen",
+    "wit_bindgen",
 ];
 
 /// Rust's keywords, those reserved for later included.
@@ -51,7 +53,7 @@ pub enum NameError {
     #[error("a name has at most {CHARS_MAX} characters")]
     TooLong,
     /// Somebody else's.
-    #[error("the name {0} is taken by Rust or by wharf: choose another one")]
+    #[error("the name {0} is taken by Rust or by what wharf needs: choose another one")]
     Taken(String),
 }
 

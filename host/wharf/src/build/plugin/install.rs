@@ -4,15 +4,16 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use super::toolchain::{PACKAGES, TARGET};
 use crate::build::Progress;
 use crate::build::progress::readable;
 
-/// How long rustup may take: 20 MB over a slow line, but not a line that is dead.
-const RUSTUP_LIMIT: Duration = Duration::from_secs(180);
+/// How long rustup may take: 20 MB over a slow line, but not for ever over a dead
+/// one, of which it says nothing by itself.
+const RUSTUP_LIMIT: Duration = Duration::from_secs(90);
 
 /// How long apt-get may take. It gives up on dead lines by itself, and must not be
 /// ended while it unpacks.
@@ -38,7 +39,8 @@ pub(super) fn add_target(directory: &Path, progress: Progress) -> Result<(), Str
     let mut command = Command::new("rustup");
     command
         .args(["target", "add", TARGET])
-        .current_dir(directory);
+        .current_dir(directory)
+        .env_remove("RUST_BACKTRACE");
     run(&mut command, RUSTUP_LIMIT, progress)
 }
 
@@ -81,8 +83,7 @@ fn say(progress: Progress, what: &str) {
     }
 }
 
-/// Runs a program to its end, or to the limit. An error is the last thing that it
-/// said, which for these programs is what went wrong.
+/// Runs a program to its end, or to the limit. An error is what it said of it.
 fn run(command: &mut Command, limit: Duration, progress: Progress) -> Result<(), String> {
     let said = |e: io::Error| e.to_string();
     let (reader, writer) = io::pipe().map_err(said)?;
@@ -103,10 +104,16 @@ fn run(command: &mut Command, limit: Duration, progress: Progress) -> Result<(),
     if status.success() {
         return Ok(());
     }
-    let text = String::from_utf8_lossy(&output);
-    let mut lines = text.lines().rev().map(str::trim);
-    let last = lines.find(|line| !line.is_empty()).unwrap_or("no reason");
-    Err(format!("{last} ({status})"))
+    Err(reason(&String::from_utf8_lossy(&output), status))
+}
+
+/// The first line that is an error as rustup or apt-get writes one, else the last of
+/// all.
+fn reason(output: &str, status: ExitStatus) -> String {
+    let mut lines = output.lines().map(str::trim).filter(|it| !it.is_empty());
+    let error = |line: &&str| line.starts_with("error: ") || line.starts_with("E: ");
+    let found = lines.clone().find(error).or_else(|| lines.next_back());
+    found.map_or_else(|| status.to_string(), str::to_owned)
 }
 
 /// Reads to the end and shows it; `None` when the time is over before.
@@ -156,20 +163,23 @@ mod tests {
     }
 
     #[test]
-    fn the_last_words_are_the_reason() {
+    fn what_went_wrong_is_told_in_a_line() {
         let minute = Duration::from_secs(60);
         assert_eq!(shell("echo fine", minute), Ok(()));
-        assert_eq!(
-            shell(
-                "echo one; echo 'error: no network' >&2; echo; exit 7",
-                minute
+        for (script, reason) in [
+            ("echo; exit 7", "exit status: 7"),
+            ("echo one; echo two >&2; echo; exit 1", "two"),
+            (
+                "echo error: first; echo '  1: next' >&2; exit 1",
+                "error: first",
             ),
-            Err("error: no network (exit status: 7)".to_owned())
-        );
-        assert_eq!(
-            shell("exit 1", minute),
-            Err("no reason (exit status: 1)".to_owned())
-        );
+            (
+                "echo Reading; echo E: no package; echo; exit 1",
+                "E: no package",
+            ),
+        ] {
+            assert_eq!(shell(script, minute), Err(reason.to_owned()), "{script}");
+        }
     }
 
     #[test]

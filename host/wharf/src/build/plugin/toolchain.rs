@@ -79,7 +79,7 @@ pub enum Step {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "nothing here compiles to WebAssembly{}: {advice}",
-    tried.iter().map(|it| format!("; {it}")).collect::<String>()
+    tried.iter().map(|it| format!(" ({it})")).collect::<String>()
 )]
 pub struct ToolchainError {
     /// What was tried, and why it did not work.
@@ -264,10 +264,11 @@ fn is_debian(os_release: &str) -> bool {
     lines.any(|line| matches!(line.trim(), "ID=debian" | "ID=\"debian\""))
 }
 
-/// The path that a program prints, when it does.
+/// The path that a program prints, when it does. To look must install nothing.
 fn answer(command: &mut Command, directory: &Path) -> Option<PathBuf> {
     let output = command
         .current_dir(directory)
+        .env("RUSTUP_AUTO_INSTALL", "0")
         .stdin(Stdio::null())
         .output()
         .ok()?;
@@ -336,7 +337,7 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "nothing here compiles to WebAssembly; `a` failed: no network: do this"
+            "nothing here compiles to WebAssembly (`a` failed: no network): do this"
         );
     }
 

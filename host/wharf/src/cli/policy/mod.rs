@@ -1,5 +1,6 @@
 //! `wharf policy`: plugins, and what is in the slots.
 
+mod check;
 mod ls;
 mod replay;
 mod rollback;
@@ -7,6 +8,7 @@ mod swap;
 mod trace;
 
 use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wharf_model::policy::SlotName;
 
 use crate::build::Progress;
@@ -21,6 +23,11 @@ pub(super) struct Args {
 enum What {
     /// List the slots, who decides there, and how fast
     Ls(ls::Args),
+    /// Tell whether a host would take a plugin, and what it is
+    ///
+    /// Needs no host, nor KVM. The exit status is 0 when it would be taken, 125 otherwise,
+    /// with a line that says why not.
+    Check(check::Args),
     /// Put a plugin into a slot while guests run
     ///
     /// It is built, checked and tried on questions that were asked before. Then it
@@ -58,6 +65,7 @@ impl Settings {
 pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     match &args.what {
         What::Ls(args) => ls::run(args),
+        What::Check(args) => check::run(args, progress),
         What::Swap(args) => swap::run(args, progress),
         What::Rollback(args) => rollback::run(args),
         What::Trace(args) => trace::run(args),
@@ -65,9 +73,13 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     }
 }
 
-fn parse_slot(text: &str) -> Result<SlotName, String> {
-    let slot = SlotName::ALL.into_iter().find(|it| it.as_str() == text);
-    slot.ok_or_else(|| "scheduler, router and upgrader are slots".to_owned())
+/// Takes the name of a slot.
+pub(super) fn slot_parser() -> impl TypedValueParser<Value = SlotName> {
+    let names = SlotName::ALL.map(SlotName::as_str);
+    PossibleValuesParser::new(names).try_map(|name| {
+        let mut slots = SlotName::ALL.into_iter();
+        slots.find(|slot| slot.as_str() == name).ok_or("no slot")
+    })
 }
 
 fn parse_setting(text: &str) -> Result<(String, String), String> {

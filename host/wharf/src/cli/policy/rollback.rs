@@ -2,14 +2,14 @@
 
 use wharf_model::policy::SlotName;
 
-use super::parse_slot;
+use super::slot_parser;
 use crate::cli::host::Host;
 use crate::cli::{output, table};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The slot: scheduler, router or upgrader
-    #[arg(value_parser = parse_slot)]
+    #[arg(value_parser = slot_parser())]
     slot: SlotName,
 
     #[command(flatten)]

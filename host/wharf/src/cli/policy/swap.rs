@@ -9,7 +9,7 @@ use anyhow::Context;
 use clap::ValueHint;
 use wharf_model::policy::SlotName;
 
-use super::{Settings, parse_slot};
+use super::{Settings, slot_parser};
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cli::host::Host;
 use crate::cli::{output, table};
@@ -19,7 +19,7 @@ use crate::units::parse_duration;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The slot: scheduler, router or upgrader
-    #[arg(value_parser = parse_slot)]
+    #[arg(value_parser = slot_parser())]
     slot: SlotName,
 
     /// The plugin: a component, or the directory of its package, built first;

@@ -10,7 +10,7 @@ use clap::ValueHint;
 use wharf_model::policy::SlotName;
 use wharf_policy::TraceLine;
 
-use super::parse_slot;
+use super::slot_parser;
 use crate::cli::host::{Host, Waiting};
 use crate::cli::output;
 use crate::units::{parse_duration, parse_size};
@@ -18,7 +18,7 @@ use crate::units::{parse_duration, parse_size};
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The slot: scheduler, router or upgrader
-    #[arg(value_parser = parse_slot)]
+    #[arg(value_parser = slot_parser())]
     slot: SlotName,
 
     /// Where the trace goes; what is there is replaced
