@@ -14,7 +14,7 @@ ci:
 
 # Ratios, taken in one run
 bench:
-    cargo bench --bench single
+    cargo bench --bench single --bench cell
 
 # Formatting of everything
 fmt:

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use wharf_abi::Hypercall;
 use wharf_abi::hypercall::FOREVER;
+use wharf_tests::bench::{Resident, alternate, heading, mib, micros, row};
 use wharf_tests::command::{app, output, wharf_path};
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, kvm};
@@ -21,18 +22,11 @@ fn main() {
     if kvm().is_none() {
         return;
     }
-    println!(
-        "{:<44} {:>12} {:>12} {:>8}  goal",
-        "", "wharf", "compared to", "ratio"
-    );
+    heading();
     whole_process();
     compute();
     memory();
     exits_per_wait();
-}
-
-fn row(what: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
-    println!("{what:<44} {ours:>12} {theirs:>12} {ratio:>8.3}  {goal}");
 }
 
 /// Start to exit of a prebuilt hello, beside the least that any KVM host does.
@@ -91,51 +85,17 @@ fn memory() {
         .spawn()
         .unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    let maps = fs::read_to_string(format!("/proc/{}/smaps", child.id())).unwrap();
+    let resident = Resident::of(child.id());
     child.kill().unwrap();
     child.wait().unwrap();
-    let (total, guest) = resident_kib(&maps);
-    let host = total - guest;
-    let mib = |kib: u64| format!("{:.2} MiB", kib as f64 / 1024.0);
+    let host = resident.host_kib();
     row(
         "host memory beside the guest's",
-        &mib(host),
+        &mib(host as f64),
         "4 MiB",
         host as f64 / 4096.0,
         "<= 1",
     );
-}
-
-/// Resident KiB in all, and in the mappings that are the guest's memory: the
-/// 34 MiB reservation that holds it, cut in three by its advice.
-fn resident_kib(smaps: &str) -> (u64, u64) {
-    let (mut total, mut guest, mut in_guest) = (0, 0, false);
-    let mut last_end = 0;
-    for line in smaps.lines() {
-        let number = |text: &str| {
-            text.split_whitespace()
-                .nth(1)
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(0)
-        };
-        if let Some((start, rest)) = line.split_once('-')
-            && let Ok(start) = u64::from_str_radix(start, 16)
-        {
-            let end = rest
-                .split(' ')
-                .next()
-                .and_then(|end| u64::from_str_radix(end, 16).ok())
-                .unwrap_or(0);
-            let anonymous = line.split_whitespace().nth(4) == Some("0") && !line.contains('[');
-            let neighbour = in_guest && start == last_end;
-            in_guest = anonymous && (end - start >= 2 << 20 || neighbour);
-            last_end = end;
-        } else if line.starts_with("Rss:") {
-            total += number(line);
-            guest += if in_guest { number(line) } else { 0 };
-        }
-    }
-    (total, guest)
 }
 
 /// An async guest's waits, and how often it left the guest for them.
@@ -166,22 +126,6 @@ fn exits_per_wait() {
     );
 }
 
-/// Medians of two measurements taken in turn.
-fn alternate(
-    rounds: usize,
-    mut first: impl FnMut() -> Duration,
-    mut second: impl FnMut() -> Duration,
-) -> (Duration, Duration) {
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        a.push(first());
-        b.push(second());
-    }
-    a.sort_unstable();
-    b.sort_unstable();
-    (a[rounds / 2], b[rounds / 2])
-}
-
 /// Wall time of a command that must succeed.
 fn wall(command: &mut Command) -> Duration {
     command.stdout(Stdio::null());
@@ -201,8 +145,4 @@ fn elapsed(command: &mut Command) -> Duration {
         .last()
         .and_then(|ns| ns.parse().ok());
     Duration::from_nanos(ns.expect("spin tells its time"))
-}
-
-fn micros(duration: Duration) -> String {
-    format!("{:.0} us", duration.as_secs_f64() * 1e6)
 }

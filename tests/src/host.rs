@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::command::{Printed, output, wharf};
+use crate::command::{Printed, output, root, wharf};
 
 /// How long anything may take before a test gives up on it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -78,8 +78,31 @@ impl Host {
     ///
     /// When it does not.
     pub fn start(&mut self) {
+        self.start_as(self.up_command(&[]));
+    }
+
+    /// Starts it as [`Host::start`] does, after a shell has run this, such as
+    /// `ulimit -n 64`.
+    ///
+    /// # Panics
+    ///
+    /// When it does not serve.
+    pub fn start_after(&mut self, shell: &str) {
+        let up = self.up_command(&[]);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{shell} && exec \"$0\" \"$@\"")])
+            .arg(up.get_program())
+            .args(up.get_args())
+            .current_dir(root())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        self.start_as(command);
+    }
+
+    fn start_as(&mut self, mut command: Command) {
         let said = fs::File::create(self.directory.join("said")).expect("the directory is ours");
-        let child = self.up_command(&[]).stderr(said).spawn();
+        let child = command.stderr(said).spawn();
         self.child = Some(child.expect("wharf starts"));
         self.until("it serves", || {
             if let Some(status) = self.has_ended() {
@@ -263,23 +286,34 @@ impl Host {
     /// When there is no answer.
     #[must_use]
     pub fn http(&self, method: &str, path: &str) -> (u16, String) {
+        let (head, body) = self.http_with(method, path, "");
+        let status = head.split(' ').nth(1).and_then(|text| text.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status: {head}")), body)
+    }
+
+    /// A request with these further header lines, each with its end: the answer's
+    /// head and body.
+    ///
+    /// # Panics
+    ///
+    /// When there is no answer.
+    #[must_use]
+    pub fn http_with(&self, method: &str, path: &str, headers: &str) -> (String, String) {
         let mut stream = UnixStream::connect(self.socket()).expect("it serves");
         stream
             .set_read_timeout(Some(PATIENCE))
             .expect("time is set");
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: wharf\r\nConnection: close\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: wharf\r\nConnection: close\r\n{headers}\r\n"
         )
         .expect("it reads");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");
-        let status = answer.split(' ').nth(1).and_then(|text| text.parse().ok());
-        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-        let (Some(status), Some(body)) = (status, body) else {
+        let Some((head, body)) = answer.split_once("\r\n\r\n") else {
             panic!("no answer: {answer:?}");
         };
-        (status, body.to_owned())
+        (head.to_owned(), body.to_owned())
     }
 
     fn has_ended(&self) -> Option<String> {
@@ -320,6 +354,20 @@ impl Object {
     /// When it is none.
     #[must_use]
     pub fn number(&self, key: &str) -> u64 {
+        let number = match self.0.get(key) {
+            Some(Value::Bare(text)) => text.parse().ok(),
+            _ => None,
+        };
+        number.unwrap_or_else(|| panic!("{key} is no number in {self:?}"))
+    }
+
+    /// A number that need not be whole.
+    ///
+    /// # Panics
+    ///
+    /// When it is none.
+    #[must_use]
+    pub fn float(&self, key: &str) -> f64 {
         let number = match self.0.get(key) {
             Some(Value::Bare(text)) => text.parse().ok(),
             _ => None,

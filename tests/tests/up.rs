@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::CodeAssembler;
+use iced_x86::code_asm::{CodeAssembler, al, r12, r13, rdi, rsi};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use wharf_abi::hypercall::FOREVER;
@@ -555,16 +555,36 @@ fn a_log_file_is_rotated_and_its_old_parts_go() {
 }
 
 #[test]
-fn work_moves_to_a_worker_that_has_none() {
+fn work_moves_to_a_worker_that_has_none_and_goes_on() {
     let Some(_) = kvm() else { return };
     let directory = directory();
-    let toml = "[host]\nworkers = 2\n".to_owned() + &task("busy", "spins", "replicas = 3");
+    // Counts aloud, so that what is lost, twice there or begun anew is seen.
+    const LETTERS: &[u8; 26] = b"abcdefghijklmnopqrstuvwxyz";
+    image(directory.path(), "counts", LETTERS, |a| {
+        let mut round = a.create_label();
+        a.set_label(&mut round)?;
+        a.mov(r13, DATA)?;
+        let (mut letter, mut step) = (a.create_label(), a.create_label());
+        a.set_label(&mut letter)?;
+        a.mov(r12, 1_000_000_u64)?;
+        a.set_label(&mut step)?;
+        a.dec(r12)?;
+        a.jnz(step)?;
+        a.mov(rdi, r13)?;
+        a.mov(rsi, 1_u64)?;
+        a.out(i32::from(Hypercall::ConsoleWrite.port()), al)?;
+        a.inc(r13)?;
+        a.cmp(r13, i32::try_from(DATA).unwrap() + 26)?;
+        a.jne(letter)?;
+        a.jmp(round)
+    });
+    let toml = "[host]\nworkers = 2\n".to_owned() + &task("busy", "counts", "replicas = 3");
     let host = Host::up(directory.path(), &toml);
     let busy = host.until("all run", || {
         let tasks = host.tasks();
         tasks
             .iter()
-            .all(|task| task.number("run_ns") > 0)
+            .all(|task| task.number("console_bytes") > 26)
             .then_some(tasks)
     });
     let worker = |task: &Object| task.optional("worker").unwrap();
@@ -580,14 +600,24 @@ fn work_moves_to_a_worker_that_has_none() {
         events.find(|event| event.number("seq") > seq && event.text("kind") == "moved")
     });
     assert_eq!(moved.text("detail"), format!("to worker {}", worker(alone)));
-    let task = host.task(moved.text("task"));
-    assert_eq!((task.state(), worker(&task)), ("running", worker(alone)));
-    assert_eq!(task.number("generation"), 1, "it is the same");
-    // It can be told to end where it is now.
-    assert_eq!(
-        host.ask(&["stop", moved.text("task")]),
-        format!("{} stopped\n", moved.text("task"))
+    let replica = moved.text("task");
+    let there = host.task(replica);
+    assert_eq!((there.state(), worker(&there)), ("running", worker(alone)));
+    assert_eq!(there.number("generation"), 1, "it is the same");
+    let before = busy.iter().find(|task| task.replica() == replica).unwrap();
+    assert!(there.number("run_ns") > before.number("run_ns"));
+    host.until_task(replica, |task| {
+        task.number("console_bytes") > there.number("console_bytes") + 26
+            && task.number("run_ns") > there.number("run_ns")
+    });
+    let said = host.ask(&["logs", replica]);
+    let mut letters = LETTERS.iter().cycle();
+    assert!(
+        said.bytes().all(|byte| letters.next() == Some(&byte)),
+        "{said}"
     );
+    // It can be told to end where it is now.
+    assert_eq!(host.ask(&["stop", replica]), format!("{replica} stopped\n"));
 }
 
 /// Those that sleep leave a worker idle while the others come up, so that some of
@@ -745,72 +775,4 @@ fn curl_speaks_to_the_socket() {
     let stopped = curl(&["-X", "POST", "http://wharf/v1/tasks/web/stop"]);
     assert!(stopped.ends_with("202"), "{stopped}");
     host.until_task("web.0", |task| task.state() == "stopped");
-}
-
-/// Reads the metrics of standard input as Prometheus does, and prints samples.
-const PARSE: &str = "
-import sys
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
-for family in text_string_to_metric_families(sys.stdin.read()):
-    for sample in family.samples:
-        print(sample.name, sorted(sample.labels.items()), sample.value)
-";
-
-/// Where `prometheus_client` is, installed if need be.
-fn prometheus_client(directory: &Path) -> Option<std::ffi::OsString> {
-    let tools = wharf_tests::command::root().join("target/tools/python");
-    let path = directory.join("python");
-    let search = std::env::join_paths([&tools, &path]).ok()?;
-    let is_there = || {
-        let mut python = Command::new("python3");
-        python
-            .env("PYTHONPATH", &search)
-            .args(["-c", "import prometheus_client"]);
-        python.output().is_ok_and(|output| output.status.success())
-    };
-    if !is_there() {
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--target"]);
-        let _ = pip.arg(&path).arg("prometheus-client").output();
-    }
-    is_there().then_some(search)
-}
-
-#[test]
-fn prometheus_understands_the_metrics() {
-    let Some(_) = kvm() else { return };
-    let directory = directory();
-    let Some(search) = prometheus_client(directory.path()) else {
-        skipped("python3 has no prometheus_client");
-        return;
-    };
-    let toml =
-        task("web", "polite", "replicas = 2") + &task("bad", "exits3", "restart = \"never\"");
-    let host = Host::up(directory.path(), &toml);
-    host.until_task("web.1", |task| task.state() == "waiting");
-    host.until_task("bad.0", |task| task.state() == "stopped");
-    let (status, metrics) = host.http("GET", "/metrics");
-    assert_eq!(status, 200);
-    fs::write(directory.path().join("metrics"), &metrics).unwrap();
-    let mut python = Command::new("python3");
-    python.env("PYTHONPATH", search).args(["-c", PARSE]);
-    python.stdin(fs::File::open(directory.path().join("metrics")).unwrap());
-    let parsed = output(&mut python);
-    assert_eq!(
-        (parsed.status, parsed.stderr.as_str()),
-        (0, ""),
-        "{metrics}"
-    );
-    for line in [
-        "wharf_task_state [('index', '1'), ('state', 'waiting'), ('task', 'web')] 1",
-        "wharf_task_state [('index', '0'), ('state', 'stopped'), ('task', 'bad')] 1",
-        "wharf_task_restarts_total [('index', '0'), ('task', 'bad')] 0",
-        "wharf_task_console_bytes_total [('index', '0'), ('task', 'web')] 3",
-    ] {
-        assert!(
-            parsed.stdout.lines().any(|parsed| parsed == line),
-            "{}",
-            parsed.stdout
-        );
-    }
 }

@@ -1,8 +1,8 @@
 //! What happened, kept for a while, for whoever asks or follows.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::protocol::{Event, EventKind};
 
@@ -13,6 +13,7 @@ pub const EVENTS_KEPT: usize = 4096;
 #[derive(Debug, Default)]
 pub struct EventLog {
     inner: Mutex<Inner>,
+    added: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +52,16 @@ impl EventLog {
         if inner.events.len() > EVENTS_KEPT {
             inner.events.pop_front();
         }
+        drop(inner);
+        self.added.notify_all();
+    }
+
+    /// Waits until there is an event with a number above `seq`, but no longer than
+    /// `patience`.
+    pub fn wait_after(&self, seq: u64, patience: Duration) {
+        let is_old = |inner: &mut Inner| inner.last <= seq;
+        // A poisoned log is looked at like any other.
+        let _ = self.added.wait_timeout_while(self.lock(), patience, is_old);
     }
 
     /// The kept events with numbers above `seq`, oldest first, at most `limit`.

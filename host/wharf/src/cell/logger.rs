@@ -2,11 +2,13 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use nix::fcntl::OFlag;
 
 use super::{CellError, LogFile};
 
@@ -127,9 +129,11 @@ impl RotatedFile {
             self.rotate()?;
         }
         if self.open.is_none() {
+            // A pipe that nobody reads must not keep the other tasks' output.
             let file = OpenOptions::new()
                 .create(true)
                 .append(true)
+                .custom_flags(OFlag::O_NONBLOCK.bits())
                 .open(&self.log.file)?;
             let len = file.metadata()?.len();
             self.open = Some((file, len));
@@ -206,6 +210,31 @@ mod tests {
         };
         RotatedFile::new(log).append(b"new");
         assert_eq!(fs::read_to_string(file).unwrap(), "old new");
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_keeps_nobody_waiting() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pipe");
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let log = LogFile {
+            file: file.clone(),
+            size: 1 << 20,
+            keep: 0,
+        };
+        let mut unread = RotatedFile::new(log.clone());
+        unread.append(b"x");
+        assert!(unread.said);
+        // Nor one whose reader is stuck.
+        let _reader = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&file)
+            .unwrap();
+        let mut stuck = RotatedFile::new(log);
+        while !stuck.said {
+            stuck.append(&[b'x'; 4096]);
+        }
     }
 
     #[test]

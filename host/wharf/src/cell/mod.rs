@@ -16,6 +16,7 @@ pub mod console;
 pub mod events;
 pub mod protocol;
 
+mod headroom;
 mod logger;
 mod meters;
 mod policies;

@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
 
 use crate::build::Progress;
@@ -183,6 +184,13 @@ fn start_log(level: LevelFilter) {
         Ok(filters) if !filters.is_empty() => logger.parse_filters(&filters),
         _ => logger.filter_level(level),
     };
+    // Not env_logger's own way to standard error, which waits for a reader for ever.
+    logger.target(Target::Pipe(Box::new(output::Stderr)));
+    logger.write_style(if output::stderr_colour() {
+        WriteStyle::Always
+    } else {
+        WriteStyle::Never
+    });
     logger.init();
 }
 

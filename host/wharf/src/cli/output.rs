@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, poll};
@@ -23,29 +24,60 @@ pub(super) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> 
 }
 
 /// How long a message waits for somebody to read standard error. A reader that
-/// is stuck must not keep wharf from ending.
+/// is stuck must not keep wharf from its work, nor from ending.
 const PATIENCE_MS: u16 = 500;
 
+/// Whether the last message waited in vain; the next does not wait then.
+static IS_STUCK: AtomicBool = AtomicBool::new(false);
+
 /// Says on standard error what went wrong. When nobody reads it, there is nobody
-/// to tell, which is the answer.
-pub(super) fn complain(message: &str) -> bool {
-    let line = format!("wharf: {message}\n");
+/// to tell.
+pub(super) fn complain(message: &str) {
+    tell(format!("wharf: {message}\n").as_bytes());
+}
+
+/// Standard error, for logs. Takes everything, and loses what nobody reads.
+pub(super) struct Stderr;
+
+impl Write for Stderr {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        tell(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn tell(bytes: &[u8]) {
     let stderr = io::stderr();
     // As much at a time as a pipe that polls writable takes without blocking.
-    for piece in line.as_bytes().chunks(4096) {
+    for piece in bytes.chunks(4096) {
+        let patience = if IS_STUCK.load(Ordering::Relaxed) {
+            0
+        } else {
+            PATIENCE_MS
+        };
         let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        match poll(&mut fds, PATIENCE_MS) {
-            Ok(0) | Err(_) => return false,
-            Ok(_) => {}
-        }
-        if stderr.lock().write_all(piece).is_err() {
-            return false;
+        let is_stuck = matches!(poll(&mut fds, patience), Ok(0) | Err(_));
+        IS_STUCK.store(is_stuck, Ordering::Relaxed);
+        if is_stuck || stderr.lock().write_all(piece).is_err() {
+            return;
         }
     }
-    true
+}
+
+/// Whether standard error shows colours, and the operator wants them.
+pub(super) fn stderr_colour() -> bool {
+    shows_colours(&io::stderr())
 }
 
 /// Whether standard output shows colours, and the operator wants them.
 pub(super) fn colour() -> bool {
-    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    shows_colours(&io::stdout())
+}
+
+fn shows_colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::SigSet;
 
 use super::{host, output};
 use crate::build::{BuildOptions, Progress, Source};
-use crate::cell::protocol::{Event, TaskState, TaskStatus};
+use crate::cell::protocol::{Event, EventKind, TaskState, TaskStatus};
 use crate::cell::{Cell, CellConfig, PolicySpec, TaskSpec};
 use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
@@ -214,18 +214,18 @@ fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<JoinHandle<(
         .spawn(move || {
             let mut last = 0;
             loop {
-                let ending = over.load(Ordering::Relaxed);
-                for event in cell.events().after(last, 256) {
+                // A supervisor that panicked says no last word.
+                let is_over = over.load(Ordering::Relaxed);
+                let events = cell.events().after(last, 256);
+                for event in &events {
                     last = event.seq;
-                    // A reader that is stuck keeps the events waiting, not the end.
-                    if !output::complain(&line(&event)) && over.load(Ordering::Relaxed) {
-                        return;
-                    }
+                    output::complain(&line(event));
                 }
-                if ending {
+                let last_word = |event: &Event| event.kind == EventKind::Down;
+                if is_over || events.last().is_some_and(last_word) {
                     return;
                 }
-                std::thread::sleep(Duration::from_millis(50));
+                cell.events().wait_after(last, Duration::from_secs(1));
             }
         })
         .context("cannot start a thread")

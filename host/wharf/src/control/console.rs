@@ -10,6 +10,10 @@ use crate::cell::console::{ConsoleRing, Piece};
 /// Bytes of a console in one line.
 const PIECE_BYTES: usize = 16 * 1024;
 
+/// Bytes of lines in one chunk, more or less: what a follower that does not read
+/// keeps in memory, however many replicas it follows.
+const CHUNK_BYTES: usize = 64 * 1024;
+
 /// The consoles of some replicas, each read on from where it was.
 pub(super) struct Consoles(Vec<Reader>);
 
@@ -41,9 +45,19 @@ impl Consoles {
 impl Feed for Consoles {
     fn take(&mut self, is_last: bool) -> Vec<u8> {
         let mut lines = Vec::new();
-        for piece in self.0.iter_mut().filter_map(|reader| reader.take(is_last)) {
-            push_line(&mut lines, &piece);
+        let mut read = 0_usize;
+        for reader in &mut self.0 {
+            if lines.len() >= CHUNK_BYTES {
+                break;
+            }
+            read = read.saturating_add(1);
+            if let Some(piece) = reader.take(is_last) {
+                push_line(&mut lines, &piece);
+            }
         }
+        // Those that it did not come to are the first next time.
+        let turn = read.min(self.0.len());
+        self.0.rotate_left(turn);
         lines
     }
 }
@@ -163,6 +177,29 @@ mod tests {
             all.extend(pieces(&lines).into_iter().map(|piece| piece.text));
         }
         assert_eq!(all, format!("x{text}"));
+    }
+
+    #[test]
+    fn a_chunk_is_bounded_and_everybody_comes_to_it() {
+        let rings: Vec<_> = (0..100)
+            .map(|index| {
+                let ring = Arc::new(ConsoleRing::default());
+                // Each byte takes six in JSON.
+                ring.append(&[0; PIECE_BYTES]);
+                (format!("web.{index}"), ring)
+            })
+            .collect();
+        let mut consoles = Consoles::new(rings, ConsoleQuery::default());
+        let mut seen = std::collections::BTreeSet::new();
+        loop {
+            let lines = consoles.take(true);
+            assert!(lines.len() < super::CHUNK_BYTES + 7 * PIECE_BYTES);
+            if lines.is_empty() {
+                break;
+            }
+            seen.extend(pieces(&lines).into_iter().map(|piece| piece.task));
+        }
+        assert_eq!(seen.len(), 100);
     }
 
     #[test]

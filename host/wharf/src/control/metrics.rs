@@ -86,7 +86,7 @@ impl Families {
         );
         registry.register_with_unit(
             "task_run",
-            "Time spent in the guest",
+            "Processor time spent in the guest",
             Unit::Seconds,
             self.run.clone(),
         );
@@ -165,7 +165,7 @@ mod tests {
         let events = [(EventKind::StartFailed, 5), (EventKind::Moved, 0)];
         let text = encode(&[task], &events).unwrap();
         for line in [
-            "# HELP wharf_task_run_seconds Time spent in the guest.",
+            "# HELP wharf_task_run_seconds Processor time spent in the guest.",
             "# TYPE wharf_task_run_seconds counter",
             "# UNIT wharf_task_run_seconds seconds",
             "wharf_task_run_seconds_total{task=\"web\",index=\"1\"} 1.5",

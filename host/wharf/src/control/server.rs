@@ -32,8 +32,13 @@ pub(super) const FOLLOWERS: usize = 48;
 /// Bytes of a request's head, and of a response that is not sent yet.
 const BUFFER_BYTES: usize = 16 * 1024;
 
-/// How long a client may take to send a request, and to read a byte of a response.
+/// How long a client may take to read a byte of a response.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a client may take to send a request's head, and so to hold one of the
+/// connections without a word. Much less than clients wait for an answer, so that
+/// those who come after 64 who say nothing still get theirs.
+const HEAD_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long a client may take to read what is left at the end.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -148,7 +153,7 @@ async fn connection(stream: UnixStream, router: Router, mut end: watch::Receiver
     stream.set_write_timeout(Some(PATIENCE));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEAD_PATIENCE)
         .max_buf_size(BUFFER_BYTES)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),

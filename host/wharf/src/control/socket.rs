@@ -16,12 +16,13 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
@@ -93,14 +94,21 @@ fn lock(path: &Path) -> Result<File, ControlError> {
         path: lock_path.clone(),
         source,
     };
+    // It is written to, so it must not be a way to another file, which somebody put
+    // there whose the directory is, too.
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
+        .custom_flags(OFlag::O_NOFOLLOW.bits())
         .open(&lock_path)
         .map_err(failed)?;
+    let is_own = |metadata: &fs::Metadata| metadata.is_file() && metadata.nlink() == 1;
+    if !file.metadata().is_ok_and(|metadata| is_own(&metadata)) {
+        return Err(failed(io::Error::other("it is not a file of its own")));
+    }
     let deadline = Instant::now().checked_add(PATIENCE);
     loop {
         match file.try_lock() {
@@ -212,6 +220,34 @@ mod tests {
         let error = Socket::listen(&file).unwrap_err();
         assert!(matches!(error, ControlError::NotASocket { .. }));
         assert_eq!(fs::read(&file).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_lock_that_leads_elsewhere_is_refused_and_nothing_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        fs::write(&victim, "precious").unwrap();
+        let path = directory.path().join("s");
+        let lock = directory.path().join("s.lock");
+        let put: [&dyn Fn(); 3] = [
+            &|| std::os::unix::fs::symlink(&victim, &lock).unwrap(),
+            &|| fs::hard_link(&victim, &lock).unwrap(),
+            &|| nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).unwrap(),
+        ];
+        for put in put {
+            put();
+            let error = Socket::listen(&path).unwrap_err();
+            assert!(matches!(error, ControlError::Lock { .. }), "{error}");
+            assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+            fs::remove_file(&lock).unwrap();
+        }
+        // A socket that is a link is not ours to remove, wherever it leads.
+        for target in ["nowhere", "victim"] {
+            std::os::unix::fs::symlink(directory.path().join(target), &path).unwrap();
+            let error = Socket::listen(&path).unwrap_err();
+            assert!(matches!(error, ControlError::NotASocket { .. }), "{error}");
+            fs::remove_file(&path).unwrap();
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::kick::Kicks;
 use super::{Birth, ToWorker};
 use crate::cell::TaskSpec;
 use crate::cell::console::ConsoleRing;
+use crate::cell::headroom;
 use crate::cell::logger::LogTarget;
 use crate::cell::meters::{self, Activity, Meters};
 
@@ -79,6 +80,8 @@ impl Live {
         let mut boot = spec.boot.clone();
         boot.generation = key.generation;
         let machine = Machine::boot(hypervisor, &image, &boot).map_err(|e| line(&e))?;
+        // Asked last: what is not left then was this guest's.
+        headroom::check().map_err(|e| line(&e))?;
         let mut task = Task::new(None).with_grace(spec.grace);
         let next = task.handle(now(&machine), Event::Start);
         Ok(Self {
