@@ -11,7 +11,7 @@ use crate::instance::TaskFacts;
 use crate::keeper::{Chore, Tell, keep};
 use crate::notice::Notice;
 use crate::plugin::{Plugin, Refusal};
-use crate::slot::{Slot, SlotConfig};
+use crate::slot::{Slot, SlotConfig, SlotStatus};
 
 /// A plugin could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +75,13 @@ impl Slots {
             SlotName::Router => &self.router,
             SlotName::Upgrader => &self.upgrader,
         }
+    }
+
+    /// All of them as they are.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<SlotStatus> {
+        let slots = SlotName::ALL.into_iter();
+        slots.map(|name| self.slot(name).status()).collect()
     }
 
     /// Reads, compiles and examines a plugin, which takes tens of milliseconds for

@@ -46,7 +46,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
 fn human(event: &Event, colour: bool, is_terminal: bool) -> String {
     let time = Timestamp::from_nanosecond(event.time_ns.into()).unwrap_or(Timestamp::MAX);
     let who = match &event.task {
-        Some(task) => format!("{task}#{}", event.generation),
+        Some(task) if event.generation > 0 => format!("{task}#{}", event.generation),
+        Some(slot) => slot.clone(),
         None => "wharf".to_owned(),
     };
     let word = event.kind.word();

@@ -8,7 +8,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
+use wharf_policy::SlotStatus;
 
+use super::policy_metrics::Policies;
 use crate::cell::protocol::{EventKind, TaskState, TaskStatus};
 
 /// Every state, so that a series is there, at 0, before a task is first in it.
@@ -51,11 +53,12 @@ struct Families {
     memory: Family<Replica, Gauge<f64, AtomicU64>>,
 }
 
-/// The metrics of these replicas, in a cell in which so many events of each kind
-/// happened.
+/// The metrics of these replicas and slots, in a cell in which so many events of each
+/// kind happened.
 pub(super) fn encode(
     tasks: &[TaskStatus],
     events: &[(EventKind, u64)],
+    policies: Vec<SlotStatus>,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("wharf");
     let families = Families::default();
@@ -71,6 +74,8 @@ pub(super) fn encode(
         counted.get_or_create(&OfKind { kind }).inc_by(*count);
     }
     registry.register("events", "Events since the host began", counted);
+
+    registry.register_collector(Box::new(Policies(policies)));
 
     let mut text = String::new();
     text::encode(&mut text, &registry)?;
@@ -163,7 +168,7 @@ mod tests {
         task.console_bytes = 300;
         task.restarts = 2;
         let events = [(EventKind::StartFailed, 5), (EventKind::Moved, 0)];
-        let text = encode(&[task], &events).unwrap();
+        let text = encode(&[task], &events, Vec::new()).unwrap();
         for line in [
             "# HELP wharf_task_run_seconds Processor time spent in the guest.",
             "# TYPE wharf_task_run_seconds counter",

@@ -22,6 +22,7 @@ mod feed;
 mod lines;
 mod metrics;
 mod policies;
+mod policy_metrics;
 mod problem;
 mod resources;
 mod routes;

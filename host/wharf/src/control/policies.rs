@@ -17,7 +17,8 @@ use utoipa::ToSchema;
 use wharf_model::policy::SlotName;
 use wharf_model::policy::slot::State as Standing;
 use wharf_policy::{
-    RollbackRefusal, RolledBack, Slots, StateMoved, SwapOptions, Swapped, Trace, TraceLine,
+    RollbackRefusal, RolledBack, SlotStatus, Slots, StateMoved, SwapOptions, Swapped, Trace,
+    TraceLine,
 };
 
 use super::app::App;
@@ -244,25 +245,22 @@ pub const BUILT_IN: &str = "built-in";
 
 /// All slots, as they are shown.
 pub(super) fn statuses(slots: &Slots) -> Vec<PolicyStatus> {
-    let status = |slot: &SlotName| {
-        let status = slots.slot(*slot).status();
-        PolicyStatus {
-            slot: status.slot,
-            plugin: status.plugin.unwrap_or_else(|| BUILT_IN.to_owned()),
-            version: status.version,
-            digest: status.digest,
-            state: status.state,
-            calls: status.calls,
-            strikes: status.strikes,
-            p50_ns: status.p50_ns,
-            p99_ns: status.p99_ns,
-            swaps: status.swaps,
-            last_swap_pause_ns: status.last_swap_pause_ns,
-            previous: status.previous,
-            reason: status.reason,
-        }
+    let shown = |status: SlotStatus| PolicyStatus {
+        slot: status.slot,
+        plugin: status.plugin.unwrap_or_else(|| BUILT_IN.to_owned()),
+        version: status.version,
+        digest: status.digest,
+        state: status.state,
+        calls: status.calls,
+        strikes: status.strikes,
+        p50_ns: status.p50_ns,
+        p99_ns: status.p99_ns,
+        swaps: status.swaps,
+        last_swap_pause_ns: status.last_swap_pause_ns,
+        previous: status.previous,
+        reason: status.reason,
     };
-    SlotName::ALL.iter().map(status).collect()
+    slots.statuses().into_iter().map(shown).collect()
 }
 
 fn do_swap(

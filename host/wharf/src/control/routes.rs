@@ -208,8 +208,12 @@ async fn down(State(app): State<App>) -> (StatusCode, Json<HostStatus>) {
     ))),
 )]
 async fn measure(State(app): State<App>, headers: HeaderMap) -> Result<Response, Problem> {
-    let text = metrics::encode(&app.cell.tasks(), &app.cell.events().counts())
-        .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    let text = metrics::encode(
+        &app.cell.tasks(),
+        &app.cell.events().counts(),
+        app.cell.slots().statuses(),
+    )
+    .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     let exposition = Exposition::asked_for(&headers);
     let media_type = [(CONTENT_TYPE, exposition.media_type())];
     Ok((media_type, exposition.write(text)).into_response())
