@@ -49,12 +49,14 @@ pub struct BootPage {
     pub args: Span,
     /// Number of strings in `args`.
     pub arg_count: u32,
-    /// Number of entries in `devices`. Version 1.0 has none.
+    /// Number of entries in `devices`, one for each device that the manifest
+    /// declares and in its order. A host of version 1.0 has none.
     pub device_count: u32,
-    /// Reserved for the device table; empty in version 1.0.
+    /// The device table: [`DeviceEntry`](crate::DeviceEntry) structures, one behind
+    /// the other, as read-only as this page.
     pub devices: Span,
     /// Reserved for the state that an earlier generation handed over; empty in
-    /// version 1.0.
+    /// this version.
     pub inherited: Span,
 }
 

@@ -9,6 +9,8 @@
 //! permission bitmap (Intel SDM vol. 1 §19.5.2), byte-wide and for output
 //! only: any other port, width or direction ends the guest with a fault.
 
+use crate::manifest::DEVICES_MAX;
+
 /// The hypercalls, with the number that makes their port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -23,6 +25,11 @@ pub enum Hypercall {
     /// that end the wait early. Returns in RDX the bits that are ready;
     /// [`Interest::TIMER`] when the deadline has passed. A deadline in the past
     /// returns at once. [`Status::Invalid`] when RSI has an unknown bit.
+    ///
+    /// Before it parks the guest, and before it answers, the host serves every
+    /// queue of every device that is set up: a guest that waits need not kick. It
+    /// serves a bounded amount at a time, so there may be more to come when it
+    /// answers.
     Wait = 1,
     /// Writes bytes to the task's console.
     ///
@@ -32,7 +39,11 @@ pub enum Hypercall {
     /// The whole range must be readable by the guest, else the call is a fault;
     /// a length of 0 is answered without a look at the address.
     ConsoleWrite = 2,
-    /// Reserved: tells the host that a device queue has work.
+    /// Has the host serve one queue now, for a guest that has no reason to wait.
+    ///
+    /// RDI: the device's place in the device table, times 2¹⁶, plus the queue's
+    /// number ([`kick_target`]). Returns 0 in RDX; [`Status::Invalid`] when there is
+    /// no such device, no such queue, or it is not set up.
     Kick = 3,
     /// Reserved: hands state over to the next generation.
     HandOver = 4,
@@ -56,7 +67,7 @@ pub const CONSOLE_WRITE_MAX: usize = 4096;
 impl Hypercall {
     /// The calls that this version implements. The others are reserved: their
     /// ports stay closed.
-    pub const IMPLEMENTED: [Self; 3] = [Self::Exit, Self::Wait, Self::ConsoleWrite];
+    pub const IMPLEMENTED: [Self; 4] = [Self::Exit, Self::Wait, Self::ConsoleWrite, Self::Kick];
 
     /// The I/O port of this call.
     #[must_use]
@@ -71,6 +82,13 @@ impl Hypercall {
             .into_iter()
             .find(|call| call.port() == port)
     }
+}
+
+/// The argument of a [`Hypercall::Kick`] for queue `queue` of the device at place
+/// `device` of the device table.
+#[must_use]
+pub const fn kick_target(device: u16, queue: u16) -> u64 {
+    (device as u64) << 16 | queue as u64
 }
 
 /// How the host answers a hypercall, in RAX.
@@ -140,8 +158,30 @@ impl Interest {
     /// so and given time; one without it is ended where it stands.
     pub const STOP: Self = Self(1 << 1);
 
-    /// Every bit that this version knows. Bits 8 to 63 are reserved for devices.
-    pub const ALL: Self = Self(Self::TIMER.0 | Self::STOP.0);
+    /// A device has something for the guest: bit 8 + *n* for the device at place
+    /// *n* of the device table, whether or not there is one.
+    ///
+    /// A device is ready for as long as one of its queues has a used index that has
+    /// passed the guest's `used_event` (virtio 1.2 §2.7.7.1), so a guest that looks
+    /// at its used rings before it waits misses nothing.
+    pub const DEVICES: Self = Self(0xFFFF << Self::DEVICE_SHIFT);
+
+    /// Every bit that this version knows.
+    pub const ALL: Self = Self(Self::TIMER.0 | Self::STOP.0 | Self::DEVICES.0);
+
+    /// The bit of the first device.
+    const DEVICE_SHIFT: u32 = 8;
+
+    /// The bit of the device at a place of the device table; nothing for a place
+    /// that no table has.
+    #[must_use]
+    pub const fn device(place: usize) -> Self {
+        if place < DEVICES_MAX {
+            Self(1 << (Self::DEVICE_SHIFT as usize + place))
+        } else {
+            Self::NONE
+        }
+    }
 
     /// The set behind a register, or `None` when it has a bit that this version
     /// does not know.
@@ -172,6 +212,12 @@ impl Interest {
         self.0 & other.0 == other.0
     }
 
+    /// The events that are in both sets.
+    #[must_use]
+    pub const fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     /// The events of both sets.
     #[must_use]
     pub const fn union(self, other: Self) -> Self {
@@ -194,17 +240,29 @@ mod tests {
                 (PORT_BASE, Hypercall::Exit),
                 (PORT_BASE + 1, Hypercall::Wait),
                 (PORT_BASE + 2, Hypercall::ConsoleWrite),
+                (PORT_BASE + 3, Hypercall::Kick),
             ]
         );
     }
 
     #[test]
     fn an_unknown_interest_bit_is_no_set() {
-        assert_eq!(Interest::from_bits(0b11), Some(Interest::ALL));
-        for bit in 2..64 {
+        assert_eq!(Interest::from_bits(0xFF_FF03), Some(Interest::ALL));
+        for bit in (2..8).chain(24..64) {
             assert_eq!(Interest::from_bits(1 << bit), None);
         }
         assert_eq!(Interest::from_bits_truncate(u64::MAX), Interest::ALL);
+    }
+
+    #[test]
+    fn each_place_of_the_device_table_has_a_bit() {
+        let all = (0..64).fold(Interest::NONE, |all, place| {
+            all.union(Interest::device(place))
+        });
+        assert_eq!(all, Interest::DEVICES);
+        assert_eq!(Interest::device(0).bits(), 1 << 8);
+        assert_eq!(Interest::device(15).bits(), 1 << 23);
+        assert_eq!(Interest::device(16), Interest::NONE);
     }
 
     extern crate std;

@@ -28,13 +28,15 @@
 //! hypercalls, interest bits), a major step may change anything.
 //!
 //! This crate must never know: KVM, an operating system, how a guest is linked,
-//! or what a host does with an answer. Start at [`boot`], then [`hypercall`].
+//! or what a host does with an answer. Start at [`boot`], then [`hypercall`], then
+//! [`device`].
 
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod boot;
 pub mod clock;
+pub mod device;
 pub mod hypercall;
 pub mod manifest;
 pub mod note;
@@ -42,6 +44,7 @@ mod version;
 
 pub use boot::{BootPage, Span};
 pub use clock::Clock;
+pub use device::{DeviceEntry, DevicePage};
 pub use hypercall::{Answer, Hypercall, Interest, Status};
 pub use manifest::{DeviceKind, DeviceRequest, Manifest};
 pub use version::AbiVersion;

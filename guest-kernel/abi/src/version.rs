@@ -6,6 +6,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the guest contract, written by an image into its manifest and by
 /// the host into the boot page.
+///
+/// | version | what it added |
+/// |---|---|
+/// | 1.0 | boot page, exit, wait, console write |
+/// | 1.1 | devices ([`crate::device`]), kick, the interest bits of devices |
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default,
 )]
@@ -19,7 +24,7 @@ pub struct AbiVersion {
 
 impl AbiVersion {
     /// The version that this crate describes.
-    pub const CURRENT: Self = Self { major: 1, minor: 0 };
+    pub const CURRENT: Self = Self { major: 1, minor: 1 };
 
     /// Says whether a host of this version can run an image of version `image`.
     #[must_use]

@@ -142,7 +142,7 @@ mod tests {
             RawExit::of(VcpuExit::IoIn(port, &mut [0])),
             broken(Direction::In, 1)
         );
-        let reserved = Hypercall::Kick.port();
+        let reserved = Hypercall::HandOver.port();
         assert!(matches!(
             RawExit::of(VcpuExit::IoOut(reserved, &[0])),
             RawExit::Broken(_)
