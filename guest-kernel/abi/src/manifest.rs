@@ -102,6 +102,12 @@ impl DeviceKind {
         }
     }
 
+    /// The number of this kind.
+    #[must_use]
+    pub const fn raw(self) -> u16 {
+        self as u16
+    }
+
     /// The word for this kind in commands and messages.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
