@@ -9,7 +9,7 @@ use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use wharf_abi::{AbiVersion, BootPage, Clock, Span};
+use wharf_abi::{AbiVersion, BootPage, Clock, DeviceEntry, Span};
 
 /// Set once, by [`BootPointer::keep`], before anything else runs.
 static BOOT: AtomicPtr<BootPage> = AtomicPtr::new(ptr::null_mut());
@@ -100,11 +100,24 @@ pub(crate) fn arg_bytes() -> &'static [u8] {
     unsafe { slice::from_raw_parts(start, len as usize) }
 }
 
+/// Returns the entry at a place of the device table; `None` behind its end.
+pub(crate) fn device(place: usize) -> Option<DeviceEntry> {
+    let page = boot();
+    if place >= page.device_count as usize {
+        return None;
+    }
+    let table: *const DeviceEntry = ptr::with_exposed_provenance(page.devices.addr as usize);
+    // SAFETY: the host maps the table that it names, with as many entries as it
+    // says, read-only and for the guest's whole life.
+    Some(unsafe { table.wrapping_add(place).read_volatile() })
+}
+
 #[cfg(test)]
 mod tests {
     #[test]
     fn without_a_host_there_is_nothing() {
         assert_eq!(super::boot().heap.len, 0);
         assert!(super::arg_bytes().is_empty());
+        assert_eq!(super::device(0), None);
     }
 }

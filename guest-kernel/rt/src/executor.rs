@@ -5,7 +5,7 @@
 //!        ▼                                          │ a task is awake
 //!   poll what is awake ──▶ wake what is due ────────┤
 //!        ▲                                          │ none is
-//!        └──── one exit: wait for the next deadline ◀
+//!        └── one exit: devices, and wait for the next deadline ◀
 //! ```
 
 #![expect(unsafe_code, reason = "the raw executor's contract")]
@@ -16,9 +16,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use embassy_executor::Spawner;
 use embassy_executor::raw::{Executor, TaskStorage};
-use wharf_abi::Interest;
 
-use crate::{hypercall, timer};
+use crate::{device, hypercall, timer};
 
 /// Whether a task became awake since the executor was last polled.
 static AWAKE: AtomicBool = AtomicBool::new(false);
@@ -58,8 +57,12 @@ where
         // Also when tasks are awake: one that always is must not keep the
         // others from their timers.
         let deadline_ns = timer::wake_due();
-        if !AWAKE.load(Ordering::Relaxed) {
-            hypercall::wait_until_ns(deadline_ns, Interest::NONE);
+        // What tasks put into queues while others stay awake is not left there.
+        let submitted = device::take_submitted();
+        let is_idle = !AWAKE.load(Ordering::Relaxed);
+        if is_idle || submitted {
+            let until_ns = if is_idle { deadline_ns } else { 0 };
+            device::wake(hypercall::wait_until_ns(until_ns, device::interest()));
         }
     }
 }

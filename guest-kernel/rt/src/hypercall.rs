@@ -5,7 +5,7 @@
 use core::arch::asm;
 use core::time::Duration;
 
-use wharf_abi::hypercall::FOREVER;
+use wharf_abi::hypercall::{FOREVER, kick_target};
 use wharf_abi::{Hypercall, Interest, Status};
 
 use crate::time::as_nanos;
@@ -37,7 +37,8 @@ pub fn wait(deadline: Option<Duration>, interest: Interest) -> Interest {
 
 /// As [`wait`], with the deadline in nanoseconds of monotonic time or [`FOREVER`].
 pub(crate) fn wait_until_ns(deadline_ns: u64, interest: Interest) -> Interest {
-    // SAFETY: the call's arguments are numbers; the host touches no memory.
+    // SAFETY: the call's arguments are numbers. The host moves bytes between devices
+    // and buffers that are in their rings, for which the drivers answer.
     let answer = unsafe { call::<{ port(Hypercall::Wait) }>(deadline_ns, interest.bits()) };
     Interest::from_bits_truncate(answer.value)
 }
@@ -54,6 +55,13 @@ pub(crate) fn console_write(bytes: &[u8]) -> usize {
         Some(Status::Ok) => bytes.len().min(answer.value as usize),
         Some(Status::Invalid) | None => 0,
     }
+}
+
+/// Has the host look at a queue now.
+pub(crate) fn kick(device: u16, queue: u16) {
+    // SAFETY: the call's argument is a number. The host moves bytes between a
+    // device and buffers that are in its rings, for which the driver answers.
+    unsafe { call::<{ port(Hypercall::Kick) }>(kick_target(device, queue), 0) };
 }
 
 /// What the host puts into RAX and RDX.

@@ -24,6 +24,7 @@
 //! - Time: [`time`] to read and to sleep, [`timer`] for `async` code.
 //! - Concurrency: `async fn main`, [`task::spawn`].
 //! - Random numbers: [`random`].
+//! - Disks: [`block`].
 //!
 //! This crate must never know: KVM, how the host keeps its word, or any device
 //! that the contract (`wharf-abi`) does not name. Start at `start.rs`.
@@ -35,8 +36,10 @@
 extern crate alloc;
 
 mod args;
+pub mod block;
 mod boot;
 pub mod console;
+pub mod device;
 mod executor;
 // A guest is always built to abort on panic, and nothing else is: what a program
 // of the host's has already stays out of a build that could be linked to one.
@@ -52,6 +55,7 @@ pub mod task;
 mod termination;
 pub mod time;
 pub mod timer;
+mod transport;
 
 pub use args::{Args, args};
 pub use boot::boot;

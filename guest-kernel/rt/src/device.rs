@@ -1,0 +1,111 @@
+//! Devices: which there are, who drives them, and what the executor waits for.
+//!
+//! A driver puts requests into a queue and returns; the executor's next wait has
+//! the host serve all queues at once, and says which devices have answers. So a
+//! burst of requests costs one exit, however many tasks made it.
+
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use critical_section::Mutex;
+use wharf_abi::{DeviceEntry, DeviceKind, Interest};
+
+use crate::boot;
+
+/// Why a device cannot be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// The manifest declares no such device of this kind: name it in
+    /// `#[wharf::main(block = ["…"])]`.
+    NotDeclared,
+    /// It was opened before. A device has one driver, which can be shared.
+    AlreadyOpen,
+    /// The host offers it in a way that the driver cannot use.
+    Refused,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotDeclared => "the image declares no such device",
+            Self::AlreadyOpen => "the device is open already",
+            Self::Refused => "the driver and the device do not go together",
+        })
+    }
+}
+
+impl core::error::Error for OpenError {}
+
+/// Takes answers out of a device's queues, and wakes who waits for them.
+pub(crate) trait Driver: Sync {
+    /// The device has something.
+    fn ready(&self);
+}
+
+/// Places of devices that were opened.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+
+/// The interest bits of devices that have a driver.
+static INTEREST: AtomicU64 = AtomicU64::new(0);
+
+/// Whether something was put into a queue since the last wait.
+static SUBMITTED: AtomicBool = AtomicBool::new(false);
+
+static DRIVERS: Mutex<RefCell<Vec<Registered>>> = Mutex::new(RefCell::new(Vec::new()));
+
+/// A driver and the interest bit of its device.
+type Registered = (Interest, &'static dyn Driver);
+
+/// Finds a device by kind and name, and takes it: there is no second time.
+pub(crate) fn take(kind: DeviceKind, name: &str) -> Result<(usize, DeviceEntry), OpenError> {
+    let is_it = |entry: &DeviceEntry| entry.kind == kind.raw() && entry.name.as_str() == Some(name);
+    let found = (0..)
+        .map_while(|place| Some((place, boot::device(place)?)))
+        .find(|(_, entry)| is_it(entry));
+    let (place, entry) = found.ok_or(OpenError::NotDeclared)?;
+    let bit = 1 << place;
+    if OPEN.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+        Ok((place, entry))
+    } else {
+        Err(OpenError::AlreadyOpen)
+    }
+}
+
+/// Has the executor wait for a device and wake its driver.
+pub(crate) fn register(place: usize, driver: &'static dyn Driver) {
+    let bit = Interest::device(place);
+    critical_section::with(|cs| DRIVERS.borrow_ref_mut(cs).push((bit, driver)));
+    INTEREST.fetch_or(bit.bits(), Ordering::Relaxed);
+}
+
+/// Notes that a queue has something for the host.
+pub(crate) fn submitted() {
+    SUBMITTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether a queue has something for the host, which is about to be told.
+pub(crate) fn take_submitted() -> bool {
+    SUBMITTED.swap(false, Ordering::Relaxed)
+}
+
+/// What the executor waits for besides time.
+pub(crate) fn interest() -> Interest {
+    Interest::from_bits_truncate(INTEREST.load(Ordering::Relaxed))
+}
+
+/// Has the drivers of ready devices look.
+pub(crate) fn wake(ready: Interest) {
+    if ready.intersection(Interest::DEVICES) == Interest::NONE {
+        return;
+    }
+    for at in 0.. {
+        let driver = critical_section::with(|cs| DRIVERS.borrow_ref(cs).get(at).copied());
+        match driver {
+            None => return,
+            Some((bit, driver)) if ready.contains(bit) => driver.ready(),
+            Some(_) => {}
+        }
+    }
+}
