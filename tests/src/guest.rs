@@ -89,7 +89,8 @@ pub enum End {
     Fault(Cause),
 }
 
-/// Boots an image and runs it to its end. Waits return at once.
+/// Boots an image and runs it to its end. Waits look at the devices and return at
+/// once.
 ///
 /// # Panics
 ///
@@ -98,7 +99,7 @@ pub enum End {
 #[must_use]
 pub fn run(kvm: &Hypervisor, elf: Vec<u8>, config: &BootConfig) -> Run {
     let image = Image::parse(elf).expect("a good image");
-    let machine = Machine::boot(kvm, &image, config).expect("a machine");
+    let machine = Machine::boot(kvm, &image, config, Vec::new()).expect("a machine");
     run_machine(machine)
 }
 
@@ -120,9 +121,22 @@ pub fn run_machine(mut machine: Machine) -> Run {
                 interest,
             }) => {
                 waits.push((deadline_ns, interest));
-                answer = Some(Answer::ok(Interest::TIMER.bits()));
-                continue;
+                match machine.serve() {
+                    Ok(served) => {
+                        let ready = served.ready.union(Interest::TIMER);
+                        answer = Some(Answer::ok(ready.bits()));
+                        continue;
+                    }
+                    Err(fault) => End::Fault(fault.cause),
+                }
             }
+            Exit::Call(Call::Kick { target }) => match machine.kick(target) {
+                Ok(kicked) => {
+                    answer = Some(kicked);
+                    continue;
+                }
+                Err(fault) => End::Fault(fault.cause),
+            },
             Exit::Call(Call::ConsoleWrite(slice)) => match machine.read_user(slice) {
                 Ok(bytes) => {
                     answer = Some(Answer::ok(bytes.len() as u64));

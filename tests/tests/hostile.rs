@@ -480,7 +480,7 @@ fn a_pointer_is_good_when_all_its_bytes_are_the_guests() {
     };
     let probe = template(&assemble(|a| exit(a, 0)));
     let image = Image::parse(probe).unwrap();
-    let machine = Machine::boot(&kvm, &image, &BootConfig::default()).unwrap();
+    let machine = Machine::boot(&kvm, &image, &BootConfig::default(), Vec::new()).unwrap();
     // A fixed image lies the same way every time, whatever its code is.
     let readable: Vec<(u64, u64)> = machine
         .layout()
@@ -590,7 +590,7 @@ fn a_hundred_faults_leave_nothing_behind() {
     let crash = Image::parse(ElfBuilder::guest(&assemble(|a| a.ud2())).build()).unwrap();
     let before = fds();
     for _ in 0..100 {
-        let machine = Machine::boot(&kvm, &crash, &BootConfig::default()).unwrap();
+        let machine = Machine::boot(&kvm, &crash, &BootConfig::default(), Vec::new()).unwrap();
         assert!(matches!(run_machine(machine).end, End::Fault(_)));
     }
     // Tests beside this one open some too, but never a hundred.

@@ -242,7 +242,7 @@ fn memory_of_every_size_boots_or_is_refused() {
             memory: pages * PAGE,
             ..Default::default()
         };
-        match Machine::boot(&kvm, &image, &config) {
+        match Machine::boot(&kvm, &image, &config, Vec::new()) {
             Ok(machine) => {
                 assert!(pages >= 8, "{pages} pages cannot hold the tables");
                 let heap = machine.layout().heap;
@@ -260,7 +260,10 @@ fn memory_of_every_size_boots_or_is_refused() {
             memory,
             ..Default::default()
         };
-        assert!(Machine::boot(&kvm, &image, &config).is_err(), "{memory:#x}");
+        assert!(
+            Machine::boot(&kvm, &image, &config, Vec::new()).is_err(),
+            "{memory:#x}"
+        );
     }
     for memory in [2 * HUGE_PAGE, 33 << 20, (3 << 30) + PAGE] {
         let config = BootConfig {
@@ -286,7 +289,7 @@ fn the_answer_to_a_call_is_what_the_guest_finds() {
         a.out(i32::from(Hypercall::Exit.port()), al)
     });
     let image = Image::parse(ElfBuilder::guest(&code).build()).unwrap();
-    let mut machine = Machine::boot(&kvm, &image, &BootConfig::default()).unwrap();
+    let mut machine = Machine::boot(&kvm, &image, &BootConfig::default(), Vec::new()).unwrap();
     machine.enter(None).unwrap();
     let answer = wharf_abi::Answer {
         status: Status::Invalid,
@@ -321,7 +324,7 @@ fn an_answer_that_does_not_fit_is_a_defect_and_changes_nothing() {
         exit(a, 4)
     });
     let image = Image::parse(ElfBuilder::guest(&code).build()).unwrap();
-    let mut machine = Machine::boot(&kvm, &image, &BootConfig::default()).unwrap();
+    let mut machine = Machine::boot(&kvm, &image, &BootConfig::default(), Vec::new()).unwrap();
     let answer = wharf_abi::Answer::ok(0);
     assert!(machine.enter(Some(answer)).is_err());
     machine.enter(None).unwrap();

@@ -749,7 +749,7 @@ fn zeroes_of_an_image_are_not_made_resident_before_the_start() {
     };
     let kvm = kvm().unwrap();
     let before = resident();
-    let _machine = wharf_machine::Machine::boot(&kvm, &image, &config).unwrap();
+    let _machine = wharf_machine::Machine::boot(&kvm, &image, &config, Vec::new()).unwrap();
     // Other tests of this process need some memory too, but not so much.
     assert!(resident().saturating_sub(before) < 256 << 20);
 }

@@ -1,7 +1,8 @@
 //! Filling a guest's memory before its first instruction.
 
 use wharf_abi::boot::ARGS_MAX;
-use wharf_abi::{AbiVersion, BootPage, Clock, Span};
+use wharf_abi::manifest::DEVICES_MAX;
+use wharf_abi::{AbiVersion, BootPage, Clock, DeviceEntry, Span};
 use zerocopy::IntoBytes;
 
 use crate::Error;
@@ -23,6 +24,10 @@ const IMAGE_TOUCHED: u64 = 64 * PAGE;
 /// Bytes of the boot page that this version of the contract fills in.
 const BOOT_PAGE_LEN: u32 = 184;
 const _: () = assert!(size_of::<BootPage>() == 184);
+
+/// Where in the boot page the device table is: behind room for it to grow.
+const DEVICES_AT: u64 = 1024;
+const _: () = assert!(1024 + DEVICES_MAX * size_of::<DeviceEntry>() <= 4096);
 
 /// What a guest gets besides its image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,6 +131,8 @@ pub(crate) fn fill(
         write_mapped(memory, &mappings, addr, &value.to_le_bytes())?;
     }
 
+    let entries = device_entries(layout, image);
+    memory.write(layout.boot.gpa.offset(DEVICES_AT), entries.as_bytes())?;
     let boot = BootPage {
         magic: BootPage::MAGIC,
         abi: AbiVersion::CURRENT,
@@ -144,12 +151,32 @@ pub(crate) fn fill(
             len: config.args.len(),
         },
         arg_count: config.args.count,
-        device_count: 0,
-        devices: Span::default(),
+        device_count: u32::try_from(entries.len()).unwrap_or(0),
+        devices: match entries.len() {
+            0 => Span::default(),
+            _ => Span {
+                addr: layout.boot.addr.wrapping_add(DEVICES_AT),
+                len: u64_of(entries.as_bytes().len()),
+            },
+        },
         inherited: Span::default(),
     };
     memory.write(layout.boot.gpa, boot.as_bytes())?;
     memory.write(layout.boot.gpa.offset(PAGE), &config.args.block)
+}
+
+/// The device table: what the manifest declares, and where the pages are.
+fn device_entries(layout: &Layout, image: &Image) -> Vec<DeviceEntry> {
+    let declared = image.manifest().devices.iter();
+    declared
+        .zip(layout.device_pages())
+        .map(|(device, (page, _))| DeviceEntry {
+            kind: device.kind.raw(),
+            reserved: [0; 6],
+            name: device.abi_name,
+            page,
+        })
+        .collect()
 }
 
 /// Makes resident, in few calls, what is about to be written or touched.
@@ -163,7 +190,9 @@ fn populate(memory: &GuestMemory, layout: &Layout) {
         .gpa
         .offset(layout.stack.len.saturating_sub(touched));
     memory.populate(stack_top, stack_end.offset(layout.tables.len()));
-    memory.populate(layout.system.gpa, layout.boot.gpa.offset(layout.boot.len));
+    let devices = layout.devices.map_or(0, |devices| devices.len);
+    let first_end = layout.boot.gpa.offset(layout.boot.len).offset(devices);
+    memory.populate(layout.system.gpa, first_end);
     for mapping in &layout.mappings {
         let in_image = mapping.addr >= layout.image.addr
             && mapping.end() <= layout.image.addr.saturating_add(layout.image.len);

@@ -40,6 +40,11 @@ pub enum Call {
     },
     /// [`Hypercall::ConsoleWrite`].
     ConsoleWrite(UserSlice),
+    /// [`Hypercall::Kick`].
+    Kick {
+        /// Raw: the device's place and the queue's number.
+        target: u64,
+    },
 }
 
 /// What KVM reported, before the registers are looked at.
@@ -96,7 +101,8 @@ impl Call {
                 addr: regs.rdi,
                 len: regs.rsi,
             })),
-            Hypercall::Kick | Hypercall::HandOver | Hypercall::Ready => None,
+            Hypercall::Kick => Some(Self::Kick { target: regs.rdi }),
+            Hypercall::HandOver | Hypercall::Ready => None,
         }
     }
 }

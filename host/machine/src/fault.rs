@@ -4,6 +4,7 @@ use std::fmt;
 
 use kvm_bindings::kvm_regs;
 
+use crate::device::DeviceFault;
 use crate::space::UserSlice;
 
 /// A guest's end that was its own fault, with the state at that moment.
@@ -37,6 +38,8 @@ pub enum Cause {
     },
     /// A hypercall got a range that the guest may not read.
     BadPointer(UserSlice),
+    /// A device was set up or asked in a way that makes no sense.
+    Device(DeviceFault),
     /// An exception while raising an exception while raising an exception.
     TripleFault,
     /// KVM had to emulate an instruction and could not.
@@ -202,6 +205,7 @@ impl fmt::Display for Cause {
             Self::BadPointer(UserSlice { addr, len }) => {
                 write!(f, "bad pointer in a hypercall ({addr:#x}, {len} bytes)")
             }
+            Self::Device(fault) => write!(f, "{fault}"),
             Self::TripleFault => f.write_str("triple fault"),
             Self::Emulation => f.write_str("instruction that KVM cannot emulate"),
             Self::NoMemory { gpa } => write!(f, "no memory at guest-physical {gpa:#x}"),

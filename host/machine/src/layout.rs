@@ -6,11 +6,13 @@
 //!           null, unmapped               0  system page
 //!  base ┌──────────────────┐                fault stack
 //!       │ image segments   │ as the ELF     boot page, arguments
-//!       ├──────────────────┤                image
-//!       │ boot page, args  │ r              stack
-//!       ├──────────────────┤                page tables
-//!       │ system page      │ host only      ┄┄┄ next multiple of 2 MiB
-//!       │ fault stack      │ host only      heap, to the end of memory
+//!       ├──────────────────┤                device pages
+//!       │ boot page, args  │ r              image
+//!       ├──────────────────┤                stack
+//!       │ device pages     │ rw             page tables
+//!       ├──────────────────┤                ┄┄┄ next multiple of 2 MiB
+//!       │ system page      │ host only      heap, to the end of memory
+//!       │ fault stack      │ host only
 //!       ├──────────────────┤
 //!       │ guard, unmapped  │
 //!       ├──────────────────┤
@@ -32,7 +34,7 @@ use std::ops::Range;
 use wharf_abi::Span;
 
 use crate::image::{Access, Image, Placement};
-use crate::memory::{Gpa, HUGE_PAGE, PAGE};
+use crate::memory::{Gpa, HUGE_PAGE, PAGE, u64_of};
 use crate::paging::PageTables;
 use crate::space::{Mapping, Owner};
 
@@ -47,6 +49,9 @@ pub const MEMORY_MAX: u64 = 1 << 36;
 /// 32-bit value is ever a pointer.
 const BASE_MIN: u64 = 1 << 32;
 const BASE_MAX: u64 = 1 << 46;
+
+/// A page as a step.
+const PAGE_BYTES: usize = 4096;
 
 /// The heap begins on a large page when it is at least so many times as long as
 /// the gap that this leaves.
@@ -93,6 +98,8 @@ pub struct Layout {
     pub mappings: Vec<Mapping>,
     /// The boot page and, behind it, the arguments.
     pub boot: Mapping,
+    /// A page for each device that the image declares; none without one.
+    pub devices: Option<Mapping>,
     /// The page with the descriptor tables.
     pub system: Mapping,
     /// Where exceptions push.
@@ -133,11 +140,21 @@ impl Layout {
         let parts = planner.place_parts(args_len)?;
         planner.finish(memory, &parts)
     }
+
+    /// Where each device's page is, to the guest and in its memory, in the order of
+    /// the manifest.
+    pub fn device_pages(&self) -> impl Iterator<Item = (u64, Gpa)> {
+        self.devices.into_iter().flat_map(|devices| {
+            let pages = (0..devices.len).step_by(PAGE_BYTES);
+            pages.map(move |at| (devices.addr.saturating_add(at), devices.gpa.offset(at)))
+        })
+    }
 }
 
 /// What stands behind the image.
 struct Parts {
     boot: Mapping,
+    devices: Option<Mapping>,
     system: Mapping,
     fault_stack: Mapping,
     stack: Mapping,
@@ -175,15 +192,22 @@ impl<'a> Planner<'a> {
         let stack_len = whole_pages(self.image.manifest().stack_bytes)?;
 
         // The system page first, at guest-physical 0, where nothing of the guest's is.
-        let system_addr = sum(self.addr, boot_len)?;
+        let devices_addr = sum(self.addr, boot_len)?;
+        let devices_len = PAGE.saturating_mul(u64_of(self.image.manifest().devices.len()));
+        let system_addr = sum(devices_addr, devices_len)?;
         let system = self.place(system_addr, PAGE, Access::ReadExecute, Owner::Host)?;
         let fault_stack = self.place(system.end(), PAGE, Access::ReadWrite, Owner::Host)?;
         let boot = self.place(self.addr, boot_len, Access::Read, Owner::Guest)?;
+        let devices = match devices_len {
+            0 => None,
+            len => Some(self.place(devices_addr, len, Access::ReadWrite, Owner::Guest)?),
+        };
         self.place_image()?;
         let guard_end = sum(fault_stack.end(), PAGE)?;
         let stack = self.place(guard_end, stack_len, Access::ReadWrite, Owner::Guest)?;
         Ok(Parts {
             boot,
+            devices,
             system,
             fault_stack,
             stack,
@@ -228,6 +252,7 @@ impl<'a> Planner<'a> {
         Ok(Layout {
             bias: self.bias,
             boot: parts.boot,
+            devices: parts.devices,
             system: parts.system,
             fault_stack: parts.fault_stack,
             stack: parts.stack,

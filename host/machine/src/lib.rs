@@ -5,7 +5,8 @@
 //! [`Machine::boot`] lays it out in fresh guest memory ([`layout`]), writes page
 //! tables and descriptor tables that the guest cannot reach, and
 //! [`Machine::enter`] runs it until it makes a [`Call`], faults, or is
-//! interrupted. What to do then is not decided here.
+//! interrupted. What to do then is not decided here. [`device`] serves the rings of
+//! the guest's devices.
 //!
 //! # Who is trusted
 //!
@@ -19,7 +20,7 @@
 //! # What this crate must never know
 //!
 //! Policies, configuration, devices' backends, other guests, the terminal. All
-//! its `unsafe` is in `memory.rs`, `ioctl.rs` and `time.rs`.
+//! its `unsafe` is in `memory.rs`, `transfer.rs`, `ioctl.rs` and `time.rs`.
 
 #![cfg_attr(
     test,
@@ -34,6 +35,7 @@
     )
 )]
 
+pub mod device;
 pub mod fault;
 pub mod image;
 pub mod layout;
@@ -50,6 +52,7 @@ mod machine;
 mod paging;
 mod report;
 mod space;
+mod transfer;
 mod vcpu;
 
 pub use boot::{Args, ArgsError, BootConfig};
@@ -59,3 +62,4 @@ pub use fault::Fault;
 pub use machine::{Hypervisor, Machine};
 pub use report::Report;
 pub use space::UserSlice;
+pub use transfer::Buffers;

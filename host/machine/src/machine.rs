@@ -7,6 +7,7 @@ use wharf_abi::{Answer, Clock};
 
 use crate::boot::{self, BootConfig};
 use crate::descriptors::SystemPage;
+use crate::device::{Backend, Devices, Served};
 use crate::exit::{Call, Exit, RawExit};
 use crate::fault::{Cause, Exception, Fault};
 use crate::image::Image;
@@ -54,22 +55,30 @@ pub struct Machine {
     layout: Layout,
     space: AddressSpace,
     clock: Clock,
+    devices: Devices,
     /// Whether the guest waits for an answer to a call.
     in_call: bool,
 }
 
 impl Machine {
-    /// Builds a VM with `image` in it, up to its first instruction.
+    /// Builds a VM with `image` in it, up to its first instruction. `backends` stand
+    /// behind the devices that its manifest declares, in that order.
     ///
     /// # Errors
     ///
     /// When the image does not fit the memory, or KVM or the host's memory is at
-    /// its limits. Nothing stays behind.
+    /// its limits. Nothing stays behind. Back ends that do not fit the manifest are
+    /// [`Error::Defect`].
     pub fn boot(
         hypervisor: &Hypervisor,
         image: &Image,
         config: &BootConfig,
+        backends: Vec<Backend>,
     ) -> Result<Self, Error> {
+        let declared = image.manifest().devices.iter().map(|device| device.kind);
+        if !declared.eq(backends.iter().map(Backend::kind)) {
+            return Err(Error::Defect("back ends that are not the manifest's"));
+        }
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
         let random = getrandom::u64().map_err(Error::Entropy)?;
@@ -90,6 +99,8 @@ impl Machine {
         let clock =
             time::clock_from_now(vcpu.tsc_khz()?).ok_or(Error::Missing("a TSC frequency"))?;
         boot::fill(vm.memory(), &layout, &system, image, config, clock, seed)?;
+        let pages = layout.device_pages().map(|(_, gpa)| gpa);
+        let devices = Devices::offer(backends, vm.memory(), pages)?;
         let space = AddressSpace::new(&layout.mappings);
         Ok(Self {
             vcpu,
@@ -97,6 +108,7 @@ impl Machine {
             layout,
             space,
             clock,
+            devices,
             in_call: false,
         })
     }
@@ -146,6 +158,45 @@ impl Machine {
         self.space
             .read(self.vm.memory(), slice, u64_of(CONSOLE_WRITE_MAX))
             .ok_or_else(|| Box::new(Fault::new(Cause::BadPointer(slice), self.vcpu.registers())))
+    }
+
+    /// Looks at the queues of all devices, does what is there, as far as is good for
+    /// one turn, and says which devices have something for the guest.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault, when a queue or what is in it makes no sense.
+    pub fn serve(&mut self) -> Result<Served, Box<Fault>> {
+        let served = self.devices.serve(self.vm.memory(), &self.space);
+        served.map_err(|fault| Box::new(Fault::new(Cause::Device(fault), self.vcpu.registers())))
+    }
+
+    /// Looks at the queue that a [`Call::Kick`] names, and answers it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::serve`].
+    pub fn kick(&mut self, target: u64) -> Result<Answer, Box<Fault>> {
+        match self.devices.kick(self.vm.memory(), &self.space, target) {
+            Ok(true) => Ok(Answer::ok(0)),
+            Ok(false) => Ok(Answer::INVALID),
+            Err(fault) => Err(Box::new(Fault::new(
+                Cause::Device(fault),
+                self.vcpu.registers(),
+            ))),
+        }
+    }
+
+    /// Whether it has any device.
+    #[must_use]
+    pub const fn has_devices(&self) -> bool {
+        !self.devices.is_empty()
+    }
+
+    /// Lets go of its devices' back ends, for a guest that will not run again: the
+    /// machine itself may take a while to go.
+    pub fn release_devices(&mut self) {
+        self.devices.release();
     }
 
     /// The guest's clock now.

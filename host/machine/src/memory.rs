@@ -146,6 +146,11 @@ impl GuestMemory {
         Ok(memory)
     }
 
+    /// The memory as vm-memory has it, whose accesses are as this module's.
+    pub(crate) const fn mmap(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
     /// Copies `bytes` in.
     ///
     /// # Errors

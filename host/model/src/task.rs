@@ -11,8 +11,11 @@
 //!                  ┌─────────┐   ┌───────────────────────┐
 //!                  │ Waiting │ ─▶│ Ended (outcome)       │
 //!                  └─────────┘   └───────────────────────┘
-//!             deadline, STOP ▲    Stop, time limit: from every state
+//!   deadline, STOP, device ▲    Stop, time limit: from every state
 //! ```
+//!
+//! A device's bit is a level, not an event: whoever looks at the devices of a guest
+//! that waits says which have something for it now, and the last look counts.
 //!
 //! A guest that waits with [`Interest::STOP`] is *cooperative*: the first
 //! [`Event::Stop`] is told to it, and it has [`GRACE`] to end by itself. Any
@@ -46,6 +49,18 @@ pub enum Event {
         deadline: Option<Instant>,
         /// Or until one of these raw [`Interest`] bits.
         interest: u64,
+        /// Devices that have something for the guest now.
+        ready: Interest,
+    },
+    /// The devices of a guest that waits were looked at again.
+    Devices {
+        /// Those that have something for the guest now.
+        ready: Interest,
+    },
+    /// The guest wanted a queue looked at, which was done.
+    Kick {
+        /// What it is told.
+        answer: Answer,
     },
     /// The guest wants bytes written to its console.
     ConsoleWrite,
@@ -100,6 +115,8 @@ enum State {
     Waiting {
         deadline: Option<Instant>,
         interest: Interest,
+        /// Devices that had something for the guest when they were looked at last.
+        devices: Interest,
     },
     Ended(Outcome),
 }
@@ -147,7 +164,18 @@ impl Task {
         }
         match event {
             Event::Start | Event::Interrupted => self.go_on(now, None),
-            Event::Wait { deadline, interest } => self.wait(now, deadline, interest),
+            Event::Wait {
+                deadline,
+                interest,
+                ready,
+            } => self.wait(now, deadline, interest, ready),
+            Event::Devices { ready } => {
+                if let State::Waiting { devices, .. } = &mut self.state {
+                    *devices = ready;
+                }
+                self.go_on(now, None)
+            }
+            Event::Kick { answer } => self.go_on(now, Some(answer)),
             Event::ConsoleWrite => {
                 self.state = State::Writing;
                 self.go_on(now, None)
@@ -190,12 +218,22 @@ impl Task {
             .map(|stopping| Outcome::Stopped(stopping.reason))
     }
 
-    fn wait(&mut self, now: Instant, deadline: Option<Instant>, interest: u64) -> Action {
+    fn wait(
+        &mut self,
+        now: Instant,
+        deadline: Option<Instant>,
+        interest: u64,
+        devices: Interest,
+    ) -> Action {
         let Some(interest) = Interest::from_bits(interest) else {
             return self.go_on(now, Some(Answer::INVALID));
         };
         self.cooperative = interest.contains(Interest::STOP);
-        self.state = State::Waiting { deadline, interest };
+        self.state = State::Waiting {
+            deadline,
+            interest,
+            devices,
+        };
         self.go_on(now, None)
     }
 
@@ -209,8 +247,14 @@ impl Task {
             State::Writing => Action::Write {
                 until: self.alarm(),
             },
-            State::Waiting { deadline, interest } => {
-                let ready = self.ready(now, deadline, interest);
+            State::Waiting {
+                deadline,
+                interest,
+                devices,
+            } => {
+                let ready = self
+                    .ready(now, deadline, interest)
+                    .union(devices.intersection(interest));
                 if ready == Interest::NONE {
                     Action::Park {
                         until: earliest(deadline, self.alarm()),

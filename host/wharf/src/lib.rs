@@ -23,6 +23,7 @@ pub mod cell;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod device;
 pub mod doctor;
 pub mod run;
 pub mod scaffold;

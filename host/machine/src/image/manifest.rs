@@ -1,6 +1,6 @@
 //! The manifest, checked and owned.
 
-use wharf_abi::manifest::{DEVICES_MAX, STACK_KIB_RANGE};
+use wharf_abi::manifest::{DEVICES_MAX, Name, STACK_KIB_RANGE};
 use wharf_abi::{AbiVersion, DeviceKind, DeviceRequest, Manifest};
 use zerocopy::FromBytes;
 
@@ -33,6 +33,8 @@ pub struct Device {
     pub kind: DeviceKind,
     /// What the operator calls it, unique within the image.
     pub name: String,
+    /// The same as the manifest has it.
+    pub abi_name: Name<32>,
 }
 
 /// Checks the descriptor of the note in program header `index`.
@@ -106,7 +108,11 @@ fn check_device(device: usize, request: &DeviceRequest) -> Result<Device, ImageE
         .as_str()
         .ok_or(ImageError::BadDeviceName { device })?
         .to_owned();
-    Ok(Device { kind, name })
+    Ok(Device {
+        kind,
+        name,
+        abi_name: request.name,
+    })
 }
 
 fn bytes(kib: u32) -> u64 {

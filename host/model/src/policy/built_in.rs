@@ -33,7 +33,9 @@ pub(super) fn next(view: &View) -> Choice {
     }
 }
 
-pub(super) fn attach(attachment: &Attachment) -> AttachVerdict {
+/// The back end of the device's own name; denied when there is none.
+#[must_use]
+pub fn attach(attachment: &Attachment) -> AttachVerdict {
     let same = |name: &String| *name == attachment.device;
     match attachment.backends.iter().position(same) {
         Some(place) => AttachVerdict::Backend(place.try_into().unwrap_or(u32::MAX)),

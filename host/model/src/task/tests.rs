@@ -17,7 +17,11 @@ const fn ms(ms: u64) -> Instant {
 }
 
 const fn wait(deadline: Option<Instant>, interest: u64) -> Event {
-    Event::Wait { deadline, interest }
+    Event::Wait {
+        deadline,
+        interest,
+        ready: Interest::NONE,
+    }
 }
 
 fn ready(interest: Interest) -> Action {
@@ -39,6 +43,69 @@ fn play(limit: Option<Instant>, script: &[(u64, Event, Action)]) {
             task.handle(ms(at), event),
             expected,
             "line {line}: {at} ms {event:?}"
+        );
+    }
+}
+
+#[test]
+fn a_device_that_is_ready_ends_a_wait_that_asks_for_it() {
+    let disk = Interest::device(0);
+    let other = Interest::device(1);
+    let with = |interest: Interest, ready| Event::Wait {
+        deadline: FOREVER,
+        interest: interest.bits(),
+        ready,
+    };
+    let devices = |ready| Event::Devices { ready };
+    play(
+        None,
+        &[
+            (0, Event::Start, Action::Enter(None)),
+            // At once.
+            (1, with(disk, disk.union(other)), ready(disk)),
+            // Another's is of no interest, until it is asked for.
+            (2, with(disk, other), park(None)),
+            (3, Event::Interrupted, park(None)),
+            (4, devices(other), park(None)),
+            (5, devices(other.union(disk)), ready(disk)),
+            // Who asks for none sleeps through all of them.
+            (6, with(Interest::NONE, disk), park(None)),
+            (7, devices(Interest::DEVICES), park(None)),
+        ],
+    );
+}
+
+#[test]
+fn a_device_that_is_ready_no_more_ends_no_wait() {
+    let disk = Interest::device(0);
+    let waits = Event::Wait {
+        deadline: Some(ms(9)),
+        interest: disk.union(Interest::STOP).bits(),
+        ready: Interest::NONE,
+    };
+    let devices = |ready| Event::Devices { ready };
+    play(
+        None,
+        &[
+            (0, Event::Start, Action::Enter(None)),
+            // A look at a guest that runs is nothing to it.
+            (1, devices(disk), Action::Enter(None)),
+            (2, waits, park(Some(ms(9)))),
+            (3, devices(Interest::NONE), park(Some(ms(9)))),
+            (9, devices(disk), ready(disk.union(Interest::TIMER))),
+        ],
+    );
+}
+
+#[test]
+fn a_kick_is_answered_as_it_was_taken() {
+    for answer in [Answer::ok(0), Answer::INVALID] {
+        play(
+            None,
+            &[
+                (0, Event::Start, Action::Enter(None)),
+                (1, Event::Kick { answer }, Action::Enter(Some(answer))),
+            ],
         );
     }
 }

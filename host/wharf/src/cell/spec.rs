@@ -10,6 +10,8 @@ use wharf_model::cell::Restart;
 use wharf_model::policy::SlotName;
 use wharf_policy::SlotConfig;
 
+use crate::device::Block;
+
 /// One task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskSpec {
@@ -27,6 +29,8 @@ pub struct TaskSpec {
     pub restart: Restart,
     /// How long it has to end by itself when it is told to stop.
     pub grace: Duration,
+    /// What its block devices can be attached to.
+    pub blocks: Vec<Block>,
     /// Where its console goes besides the ring.
     pub log: Option<LogFile>,
     /// The operator's words about it.

@@ -13,6 +13,8 @@ use wharf_model::Outcome;
 
 use super::output;
 use crate::build::{BuildOptions, Progress, Source};
+use crate::cell::protocol::is_task_name;
+use crate::device::{Block, BlockMode, Medium, is_disk_size};
 use crate::run::{self, RunConfig};
 use crate::units;
 
@@ -23,6 +25,7 @@ Examples:
   wharf run . -- world                     the package here, built when stale
   wharf run guest-kernel/apps#spin         one binary of a package
   wharf run --memory 64MiB --timeout 5s hello.elf
+  wharf run --block data=disk.img,size=64MiB guest-kernel/apps#disk
 
 Exit status: the guest's own; 139 after a fault, with a report on standard error;
 124 after the time limit; 128 + the number of the signal that ended it; 125 when
@@ -35,6 +38,10 @@ pub(super) struct Args {
     /// Memory of the guest, image included [default: 32MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
     memory: Option<u64>,
+
+    /// Attach a block device: NAME=FILE[,ro|,cow][,size=SIZE], or NAME=memory:SIZE
+    #[arg(long, value_name = "NAME=FILE", value_parser = parse_block)]
+    block: Vec<Block>,
 
     /// End the guest when it has run so long, such as 5s or 250ms
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
@@ -71,6 +78,8 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
             args: GuestArgs::new(guest_args)?,
             generation: 1,
         },
+        name: args.name.clone(),
+        blocks: args.block,
         limit: args.timeout,
     };
     let finished = run::run(&image, &config)?;
@@ -97,6 +106,47 @@ fn text(arg: OsString) -> anyhow::Result<String> {
         Ok(arg) => Ok(arg),
         Err(arg) => bail!("argument {arg:?} is not UTF-8, which guests' arguments have to be"),
     }
+}
+
+/// Reads `NAME=FILE[,ro|,cow][,size=SIZE]` or `NAME=memory:SIZE`. A file whose name
+/// ends in one of these words is named by a path that does not.
+fn parse_block(text: &str) -> Result<Block, String> {
+    let form = "write NAME=FILE, NAME=FILE,ro, NAME=FILE,cow, or NAME=memory:64MiB";
+    let (device, rest) = text.split_once('=').ok_or(form)?;
+    if !is_task_name(device) {
+        return Err(format!(
+            "{device:?} is no name: use 1 to 63 letters, digits, - and _"
+        ));
+    }
+    let size_of = |text: &str| match units::parse_size(text) {
+        Ok(size) if is_disk_size(size) => Ok(size),
+        Ok(_) => Err(format!("{text:?} is no multiple of 512B")),
+        Err(error) => Err(error.to_string()),
+    };
+    let device = device.to_owned();
+    if let Some(size) = rest.strip_prefix("memory:") {
+        let medium = Medium::Memory {
+            size: size_of(size)?,
+        };
+        return Ok(Block { device, medium });
+    }
+    let (mut file, mut size, mut mode) = (rest, None, BlockMode::default());
+    while let Some((before, option)) = file.rsplit_once(',') {
+        match option.split_once('=') {
+            None if option == "ro" => mode = BlockMode::ReadOnly,
+            None if option == "cow" => mode = BlockMode::CopyOnWrite,
+            None if option == "rw" => mode = BlockMode::ReadWrite,
+            Some(("size", text)) => size = Some(size_of(text)?),
+            _ => break,
+        }
+        file = before;
+    }
+    if file.is_empty() {
+        return Err(format!("there is no file: {form}"));
+    }
+    let file = PathBuf::from(file);
+    let medium = Medium::File { file, size, mode };
+    Ok(Block { device, medium })
 }
 
 fn parse_name(name: &str) -> Result<String, &'static str> {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::ValueHint;
 use nix::sys::signal::SigSet;
+use wharf_machine::image::Image;
 
 use super::{host, output};
 use crate::build::{BuildOptions, Progress, Source};
@@ -17,6 +18,7 @@ use crate::cell::protocol::{Event, EventKind, TaskState, TaskStatus};
 use crate::cell::{Cell, CellConfig, PolicySpec, TaskSpec};
 use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
+use crate::device::attach;
 use crate::run::signals::block_stops;
 use crate::text::one_line;
 
@@ -102,7 +104,8 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     }
     // Until everything is built, a signal ends this process and the builder alike.
     let server = Server::bind(socket)?;
-    let tasks = specs(&config.tasks, args.strict, progress)?;
+    let routed = config.policies.router.is_some();
+    let tasks = specs(&config.tasks, args.strict, routed, progress)?;
     // Before any thread starts, so that all of them leave these to the one that
     // waits for them.
     let stops = block_stops().context("cannot block signals")?;
@@ -147,7 +150,12 @@ fn forget_stderr() -> anyhow::Result<()> {
 }
 
 /// Builds what is not built yet.
-fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec<TaskSpec>> {
+fn specs(
+    tasks: &[Task],
+    strict: bool,
+    routed: bool,
+    progress: Progress,
+) -> anyhow::Result<Vec<TaskSpec>> {
     let options = BuildOptions {
         position_independent: true,
         progress,
@@ -166,12 +174,37 @@ fn specs(tasks: &[Task], strict: bool, progress: Progress) -> anyhow::Result<Vec
             }
         };
         if strict {
-            wharf_machine::image::Image::open(&image)
-                .with_context(|| format!("task {}", task.spec.name))?;
+            Image::open(&image).with_context(|| format!("task {}", task.spec.name))?;
         }
-        specs.push(task.spec(image));
+        let spec = task.spec(image);
+        // An image that cannot be read is the task's own trouble, which an event tells.
+        if let Ok(image) = Image::open(&spec.image) {
+            try_devices(&spec, &image, routed)?;
+        }
+        specs.push(spec);
     }
     Ok(specs)
+}
+
+/// Whether every device of a task is there and can be opened: what an operator hears
+/// of now, in one line, need not be looked for in events later.
+fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<()> {
+    // A router of the operator's own may have other ideas of who gets what.
+    if !routed {
+        attach::check(image.manifest(), &spec.blocks, &spec.name)?;
+    }
+    for block in &spec.blocks {
+        let open = block.open();
+        open.with_context(|| format!("task {}: device {:?}", spec.name, block.device))?;
+        if spec.replicas > 1 && block.is_written() {
+            let (task, device, replicas) = (&spec.name, &block.device, spec.replicas);
+            bail!(
+                "task {task}: device {device:?}: {replicas} replicas cannot write one file: write \
+                 mode = \"ro\" or \"cow\", or replicas = 1"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The plugins that the file names, built where they have to be.

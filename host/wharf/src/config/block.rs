@@ -1,83 +1,77 @@
 //! Block devices of a task.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
+use super::claims::Claims;
 use super::field::Field;
 use super::findings::{Findings, quote};
 use super::section::Key;
 use crate::cell::protocol::is_task_name;
+use crate::device::{Block, BlockMode, Medium, is_disk_size};
 
 const DEVICE: Key = Key::new("device", "device = \"data\"");
 const FILE: Key = Key::new("file", "file = \"data.img\"");
 const SIZE: Key = Key::new("size", "size = \"64MiB\"");
 const MODE: Key = Key::new("mode", "mode = \"rw\"");
 
-/// What a disk is counted in (virtio 1.2, section 5.2.4).
-const SECTOR: u64 = 512;
-
-/// A file that is a disk to a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Block {
-    /// The name that the image declares.
-    pub device: String,
-    /// The file.
-    pub file: PathBuf,
-    /// Bytes of the file when it is missing and has to be made, a multiple of
-    /// 512; without, it has to exist.
-    pub size: Option<u64>,
-    /// What the task may do with it.
-    pub mode: BlockMode,
+/// Reads every block device of one task.
+pub(super) fn read_all(
+    field: Field<'_>,
+    claims: &mut Claims,
+    found: &mut Findings<'_>,
+) -> Option<Vec<Block>> {
+    let mut devices = BTreeMap::new();
+    let items = field.items(found)?.into_iter();
+    Some(
+        items
+            .filter_map(|it| read(it, &mut devices, claims, found))
+            .collect(),
+    )
 }
 
-/// What a task may do with a block device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BlockMode {
-    /// Read and write.
-    #[default]
-    ReadWrite,
-    /// Read.
-    ReadOnly,
-    /// Read and write, but nothing of it reaches the file.
-    CopyOnWrite,
+/// What `mode` says.
+#[derive(Clone, Copy)]
+enum Mode {
+    File(BlockMode),
+    Memory,
 }
 
-impl Block {
-    /// Reads every block device of one task.
-    pub(super) fn read_all(field: Field<'_>, found: &mut Findings<'_>) -> Option<Vec<Self>> {
-        let mut devices = BTreeMap::new();
-        let items = field.items(found)?.into_iter();
-        Some(
-            items
-                .filter_map(|it| Self::read(it, &mut devices, found))
-                .collect(),
-        )
-    }
-
-    /// Reads one; `devices` are those before it and where they are.
-    fn read(
-        field: Field<'_>,
-        devices: &mut BTreeMap<String, usize>,
-        found: &mut Findings<'_>,
-    ) -> Option<Self> {
-        let section = field.section("a block device", &[DEVICE, FILE, SIZE, MODE], found)?;
-        found.add_unsupported(
-            field.at(),
-            "block devices come with a later version of wharf: take this table out",
-        );
-        let device = section.require(DEVICE, found);
-        let device = device.and_then(|it| read_device(it, devices, found));
-        let file = section.require(FILE, found);
-        let file = file.and_then(|it| it.path(found));
-        let size = section.get(SIZE).and_then(|it| read_size(it, found));
-        let mode = section.get(MODE).and_then(|it| read_mode(it, found));
-        Some(Self {
-            device: device?,
-            file: file?,
-            size,
-            mode: mode.unwrap_or_default(),
-        })
-    }
+/// Reads one; `devices` are those before it and where they are.
+fn read(
+    field: Field<'_>,
+    devices: &mut BTreeMap<String, usize>,
+    claims: &mut Claims,
+    found: &mut Findings<'_>,
+) -> Option<Block> {
+    let section = field.section("a block device", &[DEVICE, FILE, SIZE, MODE], found)?;
+    let device = section.require(DEVICE, found);
+    let device = device.and_then(|it| read_device(it, devices, found));
+    let mode = section.get(MODE).and_then(|it| read_mode(it, found));
+    let size = section.get(SIZE);
+    let medium = match mode.unwrap_or(Mode::File(BlockMode::default())) {
+        Mode::Memory => {
+            if let Some(file) = section.get(FILE) {
+                file.wrong("is of no use to a disk in memory: take it out", found);
+            }
+            let size = section.require(SIZE, found);
+            let size = size.and_then(|it| read_size(it, found));
+            size.map(|size| Medium::Memory { size })
+        }
+        Mode::File(mode) => {
+            let size = size.and_then(|it| read_size(it, found));
+            let field = section.require(FILE, found);
+            let file = field.and_then(|it| it.path(found));
+            if let (Some(field), Some(file)) = (field, &file) {
+                let writes = mode == BlockMode::ReadWrite;
+                claims.disk(field, file, writes, found);
+            }
+            file.map(|file| Medium::File { file, size, mode })
+        }
+    };
+    Some(Block {
+        device: device?,
+        medium: medium?,
+    })
 }
 
 fn read_device(
@@ -102,17 +96,18 @@ fn read_device(
 
 fn read_size(field: Field<'_>, found: &mut Findings<'_>) -> Option<u64> {
     let size = field.size(found)?;
-    if size == 0 || !size.is_multiple_of(SECTOR) {
+    if !is_disk_size(size) {
         field.wrong_text("is no multiple of 512B: write size = \"64MiB\"", found);
     }
     Some(size)
 }
 
-fn read_mode(field: Field<'_>, found: &mut Findings<'_>) -> Option<BlockMode> {
+fn read_mode(field: Field<'_>, found: &mut Findings<'_>) -> Option<Mode> {
     let words = &[
-        ("rw", BlockMode::ReadWrite),
-        ("ro", BlockMode::ReadOnly),
-        ("cow", BlockMode::CopyOnWrite),
+        ("rw", Mode::File(BlockMode::ReadWrite)),
+        ("ro", Mode::File(BlockMode::ReadOnly)),
+        ("cow", Mode::File(BlockMode::CopyOnWrite)),
+        ("memory", Mode::Memory),
     ];
     field.word(words, found)
 }

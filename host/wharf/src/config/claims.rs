@@ -17,6 +17,8 @@ const REPLICAS_MAX: u32 = 128;
 pub(super) struct Claims {
     names: BTreeMap<String, usize>,
     logs: BTreeMap<PathBuf, usize>,
+    /// Disks' files, and whether one is written.
+    disks: BTreeMap<PathBuf, (usize, bool)>,
     ports: BTreeMap<(bool, u16), BTreeMap<IpAddr, usize>>,
     replicas: u32,
 }
@@ -34,16 +36,37 @@ impl Claims {
 
     /// Two writers of one file would rename it under each other.
     pub(super) fn log(&mut self, field: Field<'_>, file: &Path, found: &mut Findings<'_>) {
-        let file: PathBuf = file
-            .components()
-            .filter(|part| *part != Component::CurDir)
-            .collect();
+        let file = plain(file);
         if let Some(&at) = self.logs.get(&file) {
             let line = found.line(at);
             let what = format!("is another task's log at line {line}: name another");
             field.wrong(what, found);
         } else {
             self.logs.insert(file, field.at());
+        }
+    }
+
+    /// Two that write one disk would ruin it for each other, and for who reads it.
+    pub(super) fn disk(
+        &mut self,
+        field: Field<'_>,
+        file: &Path,
+        writes: bool,
+        found: &mut Findings<'_>,
+    ) {
+        let file = plain(file);
+        match self.disks.get(&file) {
+            Some(&(at, written)) if written || writes => {
+                let line = found.line(at);
+                let what = format!(
+                    "is another device's at line {line}, and one of them writes: name another \
+                     file, or write mode = \"ro\" or \"cow\" at both"
+                );
+                field.wrong(what, found);
+            }
+            _ => {
+                self.disks.insert(file, (field.at(), writes));
+            }
         }
     }
 
@@ -84,4 +107,11 @@ impl Claims {
             found.add(at, what);
         }
     }
+}
+
+/// A path without the parts that mean nothing.
+fn plain(file: &Path) -> PathBuf {
+    file.components()
+        .filter(|part| *part != Component::CurDir)
+        .collect()
 }

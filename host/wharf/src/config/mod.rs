@@ -25,7 +25,6 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-pub use block::{Block, BlockMode};
 pub use policy::{Policies, Policy};
 pub use problem::{ConfigError, Problem};
 pub use publish::Publish;

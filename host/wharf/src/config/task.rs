@@ -9,7 +9,7 @@ use wharf_machine::layout::{MEMORY_DEFAULT, MEMORY_MAX};
 use wharf_machine::{Args, BootConfig};
 use wharf_model::cell::Restart;
 
-use super::block::Block;
+use super::block;
 use super::claims::Claims;
 use super::field::Field;
 use super::findings::{Findings, quote};
@@ -61,8 +61,6 @@ pub struct Task {
     pub spec: TaskSpec,
     /// Its ports that are reachable from outside; replicas share them.
     pub publish: Vec<Publish>,
-    /// Its block devices.
-    pub blocks: Vec<Block>,
 }
 
 impl Task {
@@ -106,6 +104,10 @@ impl Task {
                 ..BootConfig::default()
             },
             replicas: read_replicas(section, field.at(), claims, found),
+            blocks: section
+                .get(BLOCK)
+                .and_then(|it| block::read_all(it, claims, found))
+                .unwrap_or_default(),
             weight: weight
                 .and_then(|it| it.number(1..=WEIGHT_MAX, found))
                 .unwrap_or(WEIGHT_DEFAULT),
@@ -125,10 +127,6 @@ impl Task {
             publish: section
                 .get(PUBLISH)
                 .and_then(|it| Publish::read_all(it, claims, found))
-                .unwrap_or_default(),
-            blocks: section
-                .get(BLOCK)
-                .and_then(|it| Block::read_all(it, found))
                 .unwrap_or_default(),
         })
     }

@@ -9,8 +9,9 @@ use wharf_model::cell::Restart;
 
 use wharf_policy::OnFault;
 
-use super::{Block, BlockMode, Config, ConfigError, Host, Policy, Publish, Task};
+use super::{Config, ConfigError, Host, Policy, Publish, Task};
 use crate::cell::{LogFile, TaskSpec};
+use crate::device::{Block, BlockMode, Medium};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("wharf.toml"))
@@ -122,11 +123,13 @@ fn every_key_of_the_contract_is_read() {
     );
     let block = Block {
         device: "data".to_owned(),
-        file: "/srv/cell/data.img".into(),
-        size: Some(64 << 20),
-        mode: BlockMode::CopyOnWrite,
+        medium: Medium::File {
+            file: "/srv/cell/data.img".into(),
+            size: Some(64 << 20),
+            mode: BlockMode::CopyOnWrite,
+        },
     };
-    assert_eq!(task.blocks, [block]);
+    assert_eq!(web.blocks, [block]);
     let log = LogFile {
         file: "/srv/cell/web.log".into(),
         size: 1 << 20,
@@ -150,7 +153,6 @@ fn what_is_not_written_has_a_default() {
         Task {
             spec: task,
             publish,
-            blocks,
         },
     ] = config.tasks.as_slice()
     else {
@@ -164,7 +166,7 @@ fn what_is_not_written_has_a_default() {
     let log = task.log.as_ref().unwrap();
     assert_eq!((log.size, log.keep), (16 << 20, 3));
     assert!(task.boot.args == wharf_machine::Args::default() && task.labels.is_empty());
-    assert!(publish.is_empty() && blocks.is_empty());
+    assert!(publish.is_empty() && task.blocks.is_empty());
 }
 
 #[test]
@@ -195,10 +197,7 @@ fn what_comes_later_is_told_and_no_error() {
         .collect();
     assert_eq!(
         told,
-        [
-            "wharf.toml:25:1: published ports come with a later version of wharf: take publish out",
-            "wharf.toml:28:1: block devices come with a later version of wharf: take this table out",
-        ]
+        ["wharf.toml:25:1: published ports come with a later version of wharf: take publish out",]
     );
 }
 
@@ -567,7 +566,19 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nmode = \"w\"",
-            "7:8: mode cannot be \"w\": write \"rw\" or \"ro\" or \"cow\"",
+            "7:8: mode cannot be \"w\": write \"rw\" or \"ro\" or \"cow\" or \"memory\"",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"\nmode = \"memory\"",
+            "4:1: a block device needs size: write size = \"64MiB\"",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nsize = \"1MiB\"\nmode = \"memory\"",
+            "6:8: file is of no use to a disk in memory: take it out",
+        ),
+        (
+            "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\n[[task.block]]\ndevice = \"e\"\nfile = \"./f\"\nmode = \"ro\"",
+            "9:8: file is another device's at line 6, and one of them writes: name another file, or write mode = \"ro\" or \"cow\" at both",
         ),
         (
             "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nsize = \"1B\"",
@@ -634,6 +645,10 @@ fn what_does_not_meet_is_no_clash() {
         (
             "block = [{ device = \"d\", file = \"a\" }]",
             "block = [{ device = \"d\", file = \"b\" }]",
+        ),
+        (
+            "block = [{ device = \"d\", file = \"a\", mode = \"ro\" }]",
+            "block = [{ device = \"d\", file = \"a\", mode = \"cow\" }]",
         ),
     ] {
         parse(&(task("a", first) + &task("b", second))).unwrap();

@@ -43,7 +43,7 @@ pub(super) fn run() -> Result<Duration, TrialError> {
         memory: MEMORY,
         ..BootConfig::default()
     };
-    let mut machine = Machine::boot(&hypervisor, &image, &config)?;
+    let mut machine = Machine::boot(&hypervisor, &image, &config, Vec::new())?;
     loop {
         match machine.enter(None)? {
             Exit::Call(Call::Exit { status }) if status == STATUS => return Ok(start.elapsed()),

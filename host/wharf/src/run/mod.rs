@@ -12,11 +12,16 @@ pub(crate) mod signals;
 use std::fmt;
 use std::time::Duration;
 
+use wharf_abi::Interest;
 use wharf_abi::hypercall::FOREVER;
+use wharf_machine::device::Backend;
 use wharf_machine::image::Image;
 use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
+use wharf_model::policy::built_in;
 use wharf_model::{Action, Event, Instant, Outcome, Task};
 
+use crate::device::Block;
+use crate::device::attach::{self, Asker, AttachError};
 use alarm::Alarm;
 pub use console::Lost;
 use console::{Console, Written};
@@ -27,6 +32,10 @@ use signals::{Signals, Wake};
 pub struct RunConfig {
     /// Memory, arguments, generation.
     pub boot: BootConfig,
+    /// What messages call the task; none for the image's name.
+    pub name: Option<String>,
+    /// What stands behind its devices.
+    pub blocks: Vec<Block>,
     /// The task ends when it has run so long.
     pub limit: Option<Duration>,
 }
@@ -53,6 +62,8 @@ pub struct Stats {
     pub waits: u64,
     /// Of these, to write to the console.
     pub writes: u64,
+    /// Of these, to have a queue looked at.
+    pub kicks: u64,
     /// Of these, because of a signal or the alarm.
     pub interruptions: u64,
     /// Of these, to end: 0 when the host ended it.
@@ -65,10 +76,11 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "exits {} (waits {}, writes {}, interruptions {}, end {}) in {:.3} ms",
+            "exits {} (waits {}, writes {}, kicks {}, interruptions {}, end {}) in {:.3} ms",
             self.exits,
             self.waits,
             self.writes,
+            self.kicks,
             self.interruptions,
             self.ends,
             self.elapsed.as_secs_f64() * 1e3
@@ -90,16 +102,9 @@ pub enum RunError {
         /// Why not.
         source: nix::Error,
     },
-    /// The image wants a device that nothing was given for.
-    #[error("image {image} wants the {kind} device {device:?}, and nothing is attached to it")]
-    Device {
-        /// The image's name.
-        image: String,
-        /// The device's kind.
-        kind: &'static str,
-        /// The device's name.
-        device: String,
-    },
+    /// Its devices cannot be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
 }
 
 /// Runs `image` to its end.
@@ -108,10 +113,10 @@ pub enum RunError {
 ///
 /// When the host cannot start or run it; what the guest does is never an error.
 pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
-    refuse_devices(image)?;
+    let backends = attach(image, config)?;
     let start = std::time::Instant::now();
     let hypervisor = Hypervisor::open()?;
-    let machine = Machine::boot(&hypervisor, image, &config.boot)?;
+    let machine = Machine::boot(&hypervisor, image, &config.boot, backends)?;
     log::info!(
         "booted {} {}",
         image.manifest().name,
@@ -130,26 +135,25 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
         alarm: Alarm::default(),
         task: Task::new(limit),
         pending: Vec::new(),
+        backlog: false,
         report: None,
         stats: Stats::default(),
     }
     .run()
 }
 
-/// Refuses an image that wants a device: there is nothing to attach to one yet.
-///
-/// # Errors
-///
-/// [`RunError::Device`], for the first.
-pub(crate) fn refuse_devices(image: &Image) -> Result<(), RunError> {
-    match image.manifest().devices.first() {
-        None => Ok(()),
-        Some(device) => Err(RunError::Device {
-            image: image.manifest().name.clone(),
-            kind: device.kind.as_str(),
-            device: device.name.clone(),
-        }),
-    }
+/// Opens what the image's devices get. One task alone is nobody's to route but the
+/// built-in policy's, which is asked itself: no plugin, no engine for any.
+fn attach(image: &Image, config: &RunConfig) -> Result<Vec<Backend>, AttachError> {
+    let manifest = image.manifest();
+    let asker = Asker {
+        task: config.name.as_deref().unwrap_or(&manifest.name),
+        generation: config.boot.generation,
+        ..Asker::default()
+    };
+    attach::attach(manifest, &config.blocks, asker, true, |it| {
+        built_in::attach(&it)
+    })
 }
 
 /// The guest's clock is the only one here: a deadline then is what the guest
@@ -167,6 +171,8 @@ struct Foreground<'a> {
     task: Task,
     /// The bytes of a console write that the model has not yet seen the end of.
     pending: Vec<u8>,
+    /// Whether a device was left with work.
+    backlog: bool,
     report: Option<String>,
     stats: Stats,
 }
@@ -212,7 +218,21 @@ impl Foreground<'_> {
             }) => {
                 count(&mut self.stats.waits);
                 let deadline = (deadline_ns != FOREVER).then(|| Instant::from_nanos(deadline_ns));
-                Ok(Event::Wait { deadline, interest })
+                Ok(match self.serve() {
+                    Ok(ready) => Event::Wait {
+                        deadline,
+                        interest,
+                        ready,
+                    },
+                    Err(fault) => self.fault(&fault),
+                })
+            }
+            Exit::Call(Call::Kick { target }) => {
+                count(&mut self.stats.kicks);
+                Ok(match self.machine.kick(target) {
+                    Ok(answer) => Event::Kick { answer },
+                    Err(fault) => self.fault(&fault),
+                })
             }
             Exit::Call(Call::ConsoleWrite(slice)) => {
                 count(&mut self.stats.writes);
@@ -235,6 +255,16 @@ impl Foreground<'_> {
         }
     }
 
+    /// Looks at the devices, and says which have something for the guest.
+    fn serve(&mut self) -> Result<Interest, Box<Fault>> {
+        if !self.machine.has_devices() {
+            return Ok(Interest::NONE);
+        }
+        let served = self.machine.serve()?;
+        self.backlog = served.more;
+        Ok(served.ready)
+    }
+
     fn fault(&mut self, fault: &Fault) -> Event {
         let report = wharf_machine::Report::new(fault, &self.machine, self.image);
         self.report = Some(report.to_string());
@@ -249,6 +279,15 @@ impl Foreground<'_> {
     }
 
     fn park(&mut self, until: Option<Instant>) -> Result<Event, RunError> {
+        if self.backlog {
+            if let Some(stop) = self.signals.take()? {
+                return Ok(Event::Stop(stop));
+            }
+            return Ok(match self.serve() {
+                Ok(ready) => Event::Devices { ready },
+                Err(fault) => self.fault(&fault),
+            });
+        }
         self.set_alarm(until)?;
         match self.signals.wait(None)? {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),

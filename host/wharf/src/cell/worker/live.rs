@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use wharf_abi::Answer;
 use wharf_abi::hypercall::FOREVER;
+use wharf_abi::{Answer, Interest};
+use wharf_machine::device::Backend;
 use wharf_machine::image::Image;
 use wharf_machine::{Call, Exit, Fault, Hypervisor, Machine, Report};
 use wharf_model::cell::TaskKey;
+use wharf_model::policy::{Answer as Verdict, AttachVerdict, Question, SlotName};
 use wharf_model::{Action, Event, Outcome, Stop, Task};
+use wharf_policy::Slots;
 
 use super::kick::Kicks;
 use super::{Birth, ToWorker};
@@ -18,6 +21,7 @@ use crate::cell::console::ConsoleRing;
 use crate::cell::headroom;
 use crate::cell::logger::LogTarget;
 use crate::cell::meters::{self, Activity, Meters};
+use crate::device::attach::{self, Asker, AttachError};
 
 /// How long a guest that writes more than its log file takes is kept waiting.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
@@ -38,6 +42,8 @@ pub(in crate::cell) struct Live {
     /// What is to be done first at the next turn.
     next: Action,
     pending: Vec<u8>,
+    /// Whether a device was left with work.
+    backlog: bool,
     console: Arc<ConsoleRing>,
     log: Option<Arc<LogTarget>>,
     meters: Arc<Meters>,
@@ -66,7 +72,11 @@ pub(super) enum Left {
 
 impl Live {
     /// Reads the image and makes the guest; the error says why not, in one line.
-    pub(super) fn boot(hypervisor: &Hypervisor, birth: Birth) -> Result<Self, String> {
+    pub(super) fn boot(
+        hypervisor: &Hypervisor,
+        slots: &Slots,
+        birth: Birth,
+    ) -> Result<Self, String> {
         let Birth {
             key,
             spec,
@@ -76,10 +86,10 @@ impl Live {
         } = birth;
         let line = |e: &dyn std::error::Error| crate::text::one_line(e);
         let image = Image::open(&spec.image).map_err(|e| line(&e))?;
-        crate::run::refuse_devices(&image).map_err(|e| line(&e))?;
+        let backends = route(slots, &spec, key, &image).map_err(|e| line(&e))?;
         let mut boot = spec.boot.clone();
         boot.generation = key.generation;
-        let machine = Machine::boot(hypervisor, &image, &boot).map_err(|e| line(&e))?;
+        let machine = Machine::boot(hypervisor, &image, &boot, backends).map_err(|e| line(&e))?;
         // Asked last: what is not left then was this guest's.
         headroom::check().map_err(|e| line(&e))?;
         let mut task = Task::new(None).with_grace(spec.grace);
@@ -93,6 +103,7 @@ impl Live {
             task,
             next,
             pending: Vec::new(),
+            backlog: false,
             console,
             log,
             meters,
@@ -106,6 +117,11 @@ impl Live {
 
     pub(super) fn is_ready(&self) {
         self.meters.set_activity(Activity::Ready);
+    }
+
+    /// Lets go of its files, for whoever comes after it.
+    pub(super) fn release_devices(&mut self) {
+        self.machine.release_devices();
     }
 
     /// The fault report, of a guest that faulted.
@@ -134,7 +150,12 @@ impl Live {
         self.set_alarm(kicks, start, ends, turn.sleeper);
         // A park or write that ended is looked at again; an answer is not.
         if !matches!(self.next, Action::Enter(_) | Action::End(_)) {
-            self.next = self.task.handle(now(&self.machine), Event::Interrupted);
+            let event = if self.backlog {
+                self.look_again()
+            } else {
+                Event::Interrupted
+            };
+            self.next = self.task.handle(now(&self.machine), event);
         }
         let mut used = Duration::ZERO;
         loop {
@@ -152,6 +173,8 @@ impl Live {
                         return (Left::Ready, used);
                     }
                 }
+                // A device that was left with work is a reason to have another turn.
+                Action::Park { .. } if self.backlog => return (Left::Ready, used),
                 Action::Park { until } => {
                     self.meters.set_activity(Activity::Waiting);
                     return (Left::Parked(until.map(|until| self.host_time(until))), used);
@@ -186,9 +209,7 @@ impl Live {
         }
         let start = meters::thread_time();
         let exit = self.machine.enter(answer);
-        let time = meters::thread_time().saturating_sub(start);
         kicks.left();
-        self.meters.ran(time);
         let event = match exit {
             Ok(exit) => self.take(kicks, exit),
             Err(e) => {
@@ -199,6 +220,9 @@ impl Live {
                 Event::Fault
             }
         };
+        // What the host did for it, such as moving its bytes, is its own time too.
+        let time = meters::thread_time().saturating_sub(start);
+        self.meters.ran(time);
         Some((event, time))
     }
 
@@ -211,8 +235,19 @@ impl Live {
             }) => {
                 let deadline =
                     (deadline_ns != FOREVER).then(|| wharf_model::Instant::from_nanos(deadline_ns));
-                Event::Wait { deadline, interest }
+                match self.serve() {
+                    Ok(ready) => Event::Wait {
+                        deadline,
+                        interest,
+                        ready,
+                    },
+                    Err(fault) => self.fault(&fault),
+                }
             }
+            Exit::Call(Call::Kick { target }) => match self.machine.kick(target) {
+                Ok(answer) => Event::Kick { answer },
+                Err(fault) => self.fault(&fault),
+            },
             Exit::Call(Call::ConsoleWrite(slice)) => match self.machine.read_user(slice) {
                 Ok(bytes) => {
                     self.pending = bytes;
@@ -225,6 +260,24 @@ impl Live {
                 Event::Interrupted
             }
             Exit::Fault(fault) => self.fault(&fault),
+        }
+    }
+
+    /// Looks at the devices, and says which have something for the guest.
+    fn serve(&mut self) -> Result<Interest, Box<Fault>> {
+        if !self.machine.has_devices() {
+            return Ok(Interest::NONE);
+        }
+        let served = self.machine.serve()?;
+        self.backlog = served.more;
+        Ok(served.ready)
+    }
+
+    /// Goes on with the devices of a guest that waits.
+    fn look_again(&mut self) -> Event {
+        match self.serve() {
+            Ok(ready) => Event::Devices { ready },
+            Err(fault) => self.fault(&fault),
         }
     }
 
@@ -268,6 +321,36 @@ impl Live {
         host.checked_add(left)
             .unwrap_or_else(|| host.checked_add(FAR).unwrap_or(host))
     }
+}
+
+/// Has the router say what each device of a new guest gets, and opens that.
+fn route(
+    slots: &Slots,
+    spec: &TaskSpec,
+    key: TaskKey,
+    image: &Image,
+) -> Result<Vec<Backend>, AttachError> {
+    let router = slots.slot(SlotName::Router);
+    let asker = Asker {
+        task: &spec.name,
+        now: wharf_policy::now().as_nanos(),
+        replica: u32::try_from(key.replica).unwrap_or(u32::MAX),
+        generation: key.generation,
+    };
+    let strict = !router.has_plugin();
+    attach::attach(
+        image.manifest(),
+        &spec.blocks,
+        asker,
+        strict,
+        |attachment| {
+            match router.ask(&Question::Attach(attachment)) {
+                Verdict::Attach(verdict) => verdict,
+                // An answer is of its question's kind.
+                _ => AttachVerdict::BuiltIn,
+            }
+        },
+    )
 }
 
 /// What an absurd deadline is taken for; it is looked at again then.

@@ -129,6 +129,7 @@ pub(super) fn start(
 struct Worker {
     index: usize,
     hypervisor: Arc<Hypervisor>,
+    slots: Arc<Slots>,
     inbox: Receiver<ToWorker>,
     outbox: Sender<FromWorker>,
     kicks: Kicks,
@@ -154,6 +155,7 @@ impl Worker {
         Self {
             index,
             hypervisor,
+            slots: Arc::clone(&slots),
             inbox,
             outbox,
             kicks,
@@ -208,7 +210,7 @@ impl Worker {
 
     fn boot(&mut self, birth: Birth) {
         let (key, start) = (birth.key, Instant::now());
-        match Live::boot(&self.hypervisor, birth) {
+        match Live::boot(&self.hypervisor, &self.slots, birth) {
             Ok(live) => {
                 self.tell(FromWorker::Booted(key, start.elapsed()));
                 self.take_in(live);
@@ -285,13 +287,15 @@ impl Worker {
 
     /// Forgets a guest and tells how it ended.
     fn end(&mut self, key: TaskKey, outcome: Outcome) {
-        if let Some(live) = self.guests.remove(&key) {
+        if let Some(mut live) = self.guests.remove(&key) {
             self.queue.remove(key);
             if let Some(until) = live.sleeps_until {
                 self.sleepers.remove(&(until, key));
             }
             let report = live.report();
-            // Closing the VM takes a while, which a new generation need not wait for.
+            // Closing the VM takes a while, which a new generation need not wait for;
+            // what it has to wait for are the files.
+            live.release_devices();
             self.tell(FromWorker::Ended(key, outcome, report));
             drop(live);
         }

@@ -1,0 +1,416 @@
+//! A guest's devices: what it is told of them, and its rings served.
+//!
+//! ```text
+//!   driver ──▶ page (set-up) ─┐ once, at the first wait or kick
+//!                             ▼
+//!   driver ──▶ available ──▶ chain ──▶ front end ──▶ back end
+//!          ◀── used ◀─────────────────┘  block         Disk
+//! ```
+//!
+//! The rings are virtio's split queues and the ring protocol is rust-vmm's
+//! virtio-queue; what a request means is in a file for each kind. A back end keeps
+//! the bytes and is somebody else's: this module knows it as a trait.
+//!
+//! Everything in a ring is hostile. Rings and buffers are reached through
+//! `UserMemory`, where only what the guest itself may touch exists; each
+//! descriptor is read once; how much is done at a stretch is bounded.
+
+mod block;
+mod chain;
+mod setup;
+mod user;
+
+use std::fmt;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use wharf_abi::device::{
+    CONFIG_LEN, DeviceOffer, FEATURE_EVENT_IDX, FEATURE_VERSION_1, QUEUES_MAX,
+};
+use wharf_abi::{DeviceKind, Interest};
+use zerocopy::IntoBytes;
+
+pub use block::{Disk, REQUEST_MAX, SECTOR};
+
+use crate::Error;
+use crate::memory::{Gpa, GuestMemory};
+use crate::space::AddressSpace;
+use chain::Chain;
+use setup::Accepted;
+pub(crate) use user::UserMemory;
+
+/// What one look at the rings does at most: requests and bytes. A worker has other
+/// guests to run; what is left over is done at the guest's next turn.
+const REQUESTS_AT_ONCE: u32 = 256;
+const BYTES_AT_ONCE: u64 = REQUEST_MAX;
+
+/// What stands behind a device.
+#[derive(Debug)]
+pub enum Backend {
+    /// A disk.
+    Block(Box<dyn Disk>),
+}
+
+impl Backend {
+    /// The kind of device that it can stand behind.
+    #[must_use]
+    pub const fn kind(&self) -> DeviceKind {
+        match self {
+            Self::Block(_) => DeviceKind::Block,
+        }
+    }
+}
+
+/// What became of a look at the rings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Devices that have something for the guest.
+    pub ready: Interest,
+    /// Whether requests are left for the next time.
+    pub more: bool,
+}
+
+/// What a guest did wrong with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFault {
+    /// The device's place in the device table.
+    pub device: usize,
+    /// The queue.
+    pub queue: u16,
+    /// What.
+    pub broken: Broken,
+}
+
+/// A rule of the ring protocol that a guest broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// Features that were not offered, or not those that must be accepted.
+    #[error("the driver accepted features {accepted:#x}")]
+    Features {
+        /// What it wrote.
+        accepted: u64,
+    },
+    /// A queue that the device does not have was enabled.
+    #[error("the device has no such queue")]
+    NoSuchQueue,
+    /// A size that is no power of two or more than was offered.
+    #[error("a queue cannot have {size} entries")]
+    QueueSize {
+        /// What the driver wrote.
+        size: u32,
+    },
+    /// A part of a ring that is not aligned, or not all in memory that the guest may
+    /// write.
+    #[error("no part of a ring can be at {addr:#x}")]
+    Ring {
+        /// Where it was said to be.
+        addr: u64,
+    },
+    /// The available index is ahead of all that can be in the ring.
+    #[error("the available index is out of range")]
+    AvailIndex,
+    /// A chain that loops, or goes on where there is no descriptor.
+    #[error("a chain of descriptors does not end")]
+    Chain,
+    /// A buffer to read behind one to write.
+    #[error("a chain has a buffer to read behind one to write")]
+    Order,
+    /// A buffer that the guest itself may not use in that way.
+    #[error("a buffer is not the guest's to use ({addr:#x}, {len} bytes)")]
+    Buffer {
+        /// Where it begins.
+        addr: u64,
+        /// Its bytes.
+        len: u32,
+    },
+    /// A request too short to be one.
+    #[error("a request has no header")]
+    NoHeader,
+    /// A request that leaves no room for an answer.
+    #[error("a request has no room for its status")]
+    NoStatus,
+}
+
+/// What a driver is offered.
+#[derive(Clone, Debug)]
+struct Terms {
+    device_type: u32,
+    features: u64,
+    queue_count: u16,
+    queue_size_max: u16,
+    config: Vec<u8>,
+}
+
+/// All devices of a guest, in the order of its manifest.
+#[derive(Debug, Default)]
+pub(crate) struct Devices {
+    devices: Vec<Device>,
+    /// Where the next look begins: after the device that used up the last one.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Device {
+    backend: Backend,
+    terms: Terms,
+    page: Gpa,
+    accepted: Option<Accepted>,
+}
+
+/// What is left of one look.
+struct Budget {
+    requests: u32,
+    bytes: u64,
+}
+
+impl Budget {
+    const fn is_spent(&self) -> bool {
+        self.requests == 0 || self.bytes == 0
+    }
+}
+
+impl Devices {
+    /// Writes the offer of each into its page, one behind the other from `pages` on.
+    ///
+    /// # Errors
+    ///
+    /// When a page is not in the memory, which the layout rules out.
+    pub(crate) fn offer(
+        backends: Vec<Backend>,
+        memory: &GuestMemory,
+        pages: impl Iterator<Item = Gpa>,
+    ) -> Result<Self, Error> {
+        let mut devices = Vec::with_capacity(backends.len());
+        for (backend, page) in backends.into_iter().zip(pages) {
+            let mut terms = match &backend {
+                Backend::Block(disk) => block::terms(disk.as_ref()),
+            };
+            terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
+            memory.write(page, terms.offer().as_bytes())?;
+            devices.push(Device {
+                backend,
+                terms,
+                page,
+                accepted: None,
+            });
+        }
+        Ok(Self { devices, first: 0 })
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Looks at every queue.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault.
+    pub(crate) fn serve(
+        &mut self,
+        memory: &GuestMemory,
+        space: &AddressSpace,
+    ) -> Result<Served, DeviceFault> {
+        let user = UserMemory::new(memory.mmap(), space);
+        let mut budget = Budget {
+            requests: REQUESTS_AT_ONCE,
+            bytes: BYTES_AT_ONCE,
+        };
+        let mut served = Served {
+            ready: Interest::NONE,
+            more: false,
+        };
+        let count = self.devices.len();
+        let first = self.first;
+        for place in (first..count).chain(0..first) {
+            let Some(device) = self.devices.get_mut(place) else {
+                continue;
+            };
+            let blame = |(queue, broken)| DeviceFault {
+                device: place,
+                queue,
+                broken,
+            };
+            let spent = budget.is_spent();
+            let (ready, more) = device
+                .serve(memory, user, None, &mut budget)
+                .map_err(blame)?;
+            if ready {
+                served.ready = served.ready.union(Interest::device(place));
+            }
+            served.more |= more;
+            if budget.is_spent() && !spent {
+                self.first = place.saturating_add(1).checked_rem(count).unwrap_or(0);
+            }
+        }
+        Ok(served)
+    }
+
+    /// Looks at one queue; false when there is none such or it is not set up.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault.
+    pub(crate) fn kick(
+        &mut self,
+        memory: &GuestMemory,
+        space: &AddressSpace,
+        target: u64,
+    ) -> Result<bool, DeviceFault> {
+        let (place, queue) = (
+            usize::try_from(target >> 16),
+            u16::try_from(target & 0xFFFF),
+        );
+        let (Ok(place), Ok(queue)) = (place, queue) else {
+            return Ok(false);
+        };
+        let Some(device) = self.devices.get_mut(place) else {
+            return Ok(false);
+        };
+        let user = UserMemory::new(memory.mmap(), space);
+        let mut budget = Budget {
+            requests: REQUESTS_AT_ONCE,
+            bytes: BYTES_AT_ONCE,
+        };
+        let blame = |(queue, broken)| DeviceFault {
+            device: place,
+            queue,
+            broken,
+        };
+        device
+            .serve(memory, user, Some(queue), &mut budget)
+            .map_err(blame)?;
+        Ok(device.has(queue))
+    }
+
+    /// Lets go of what stands behind them, so that others can have it.
+    pub(crate) fn release(&mut self) {
+        self.devices.clear();
+        self.first = 0;
+    }
+}
+
+impl Device {
+    /// Looks at the queues, or at one; says whether there is something for the guest
+    /// and whether something is left to do.
+    fn serve(
+        &mut self,
+        memory: &GuestMemory,
+        user: UserMemory<'_>,
+        only: Option<u16>,
+        budget: &mut Budget,
+    ) -> Result<(bool, bool), (u16, Broken)> {
+        if self.accepted.is_none() {
+            self.accepted = setup::read(memory, user, self.page, &self.terms)?;
+        }
+        let Some(Accepted { features, queues }) = &mut self.accepted else {
+            return Ok((false, false));
+        };
+        let (mut ready, mut more) = (false, false);
+        for (number, queue) in (0_u16..).zip(queues) {
+            let Some(queue) = queue else { continue };
+            if only.is_some_and(|only| only != number) {
+                continue;
+            }
+            let blame = |broken| (number, broken);
+            more |=
+                serve_queue(queue, &mut self.backend, *features, user, budget).map_err(blame)?;
+            ready |= has_news(queue, user).map_err(blame)?;
+        }
+        Ok((ready, more))
+    }
+
+    fn has(&self, queue: u16) -> bool {
+        let accepted = self.accepted.as_ref();
+        let queue = accepted.and_then(|it| it.queues.get(usize::from(queue)));
+        queue.is_some_and(Option::is_some)
+    }
+}
+
+/// Does what is in a queue, as far as the budget goes; says whether there is more.
+fn serve_queue(
+    queue: &mut Queue,
+    backend: &mut Backend,
+    features: u64,
+    user: UserMemory<'_>,
+    budget: &mut Budget,
+) -> Result<bool, Broken> {
+    loop {
+        while !budget.is_spent() {
+            let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() else {
+                break;
+            };
+            let chain = Chain::fetch(chain)?;
+            let (written, work) = match backend {
+                Backend::Block(disk) => block::serve(disk.as_mut(), features, user, &chain)?,
+            };
+            queue
+                .add_used(&user, chain.head, written)
+                .map_err(|e| ring(&e))?;
+            budget.requests = budget.requests.saturating_sub(1);
+            budget.bytes = budget.bytes.saturating_sub(work);
+        }
+        // The guest is told from which index on it need kick.
+        let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;
+        if !more || budget.is_spent() {
+            return Ok(more);
+        }
+    }
+}
+
+/// Whether the used index has passed the guest's `used_event` (virtio 1.2
+/// §2.7.7.2), which says how far the guest has looked.
+fn has_news(queue: &Queue, user: UserMemory<'_>) -> Result<bool, Broken> {
+    let event_at = u64::from(queue.size())
+        .saturating_mul(2)
+        .saturating_add(4)
+        .checked_add(queue.avail_ring())
+        .ok_or(Broken::AvailIndex)?;
+    let event: u16 = user
+        .load(GuestAddress(event_at), Ordering::Acquire)
+        .map_err(|_| Broken::Ring { addr: event_at })?;
+    let ahead = queue
+        .next_used()
+        .wrapping_sub(u16::from_le(event))
+        .wrapping_sub(1);
+    Ok(ahead < queue.size())
+}
+
+/// Rings were checked at set-up, so that all that can be wrong is what is in them.
+fn ring(error: &QueueError) -> Broken {
+    match error {
+        QueueError::InvalidAvailRingIndex => Broken::AvailIndex,
+        _ => Broken::Chain,
+    }
+}
+
+impl Terms {
+    fn offer(&self) -> DeviceOffer {
+        let mut config = [0; CONFIG_LEN];
+        for (to, from) in config.iter_mut().zip(&self.config) {
+            *to = *from;
+        }
+        DeviceOffer {
+            device_type: self.device_type,
+            queue_count: u32::from(self.queue_count),
+            features: self.features,
+            queue_size_max: u32::from(self.queue_size_max),
+            config_len: u32::try_from(self.config.len().min(CONFIG_LEN)).unwrap_or(0),
+            config,
+        }
+    }
+}
+
+impl fmt::Display for DeviceFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            device,
+            queue,
+            broken,
+        } = self;
+        write!(f, "misuse of device {device}, queue {queue}: {broken}")
+    }
+}
+
+const _: () = assert!(QUEUES_MAX <= 8);

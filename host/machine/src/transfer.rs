@@ -1,0 +1,168 @@
+//! Moving bytes between files and guest memory without a stop in between.
+//!
+//! The kernel copies straight into and out of the guest's pages. It gets addresses
+//! that vm-memory checked, and nobody makes a Rust reference of them: the guest may
+//! change the bytes while the host looks.
+
+#![expect(unsafe_code, reason = "the kernel is given raw guest memory")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::VolatileSlice;
+
+use crate::memory::u64_of;
+
+/// Most pieces that one call of the kernel's takes (`IOV_MAX` is 1024).
+const PIECES_MAX: usize = 256;
+
+/// Pieces of a guest's memory that belong together, in order.
+///
+/// Whoever holds it has been allowed to read or to write it by whoever made it.
+#[derive(Clone, Debug, Default)]
+pub struct Buffers<'m> {
+    pieces: Vec<VolatileSlice<'m>>,
+    len: u64,
+}
+
+impl<'m> Buffers<'m> {
+    pub(crate) fn push(&mut self, piece: VolatileSlice<'m>) {
+        self.len = self.len.saturating_add(u64_of(piece.len()));
+        self.pieces.push(piece);
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `len` bytes from `from` on, or as many as there are.
+    #[must_use]
+    pub fn part(&self, from: u64, len: u64) -> Self {
+        let mut part = Self::default();
+        let (mut skip, mut left) = (from, len);
+        for piece in &self.pieces {
+            let here = u64_of(piece.len());
+            let take = here.saturating_sub(skip).min(left);
+            if let (Ok(at), Ok(bytes)) = (usize::try_from(skip), usize::try_from(take))
+                && bytes > 0
+                && let Ok(piece) = piece.subslice(at, bytes)
+            {
+                part.push(piece);
+            }
+            skip = skip.saturating_sub(here);
+            left = left.saturating_sub(take);
+        }
+        part
+    }
+
+    /// Fills all of it from a file.
+    ///
+    /// # Errors
+    ///
+    /// As preadv(2); [`io::ErrorKind::UnexpectedEof`] when the file ends before.
+    pub fn read_from(&self, file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+        self.move_all(at, io::ErrorKind::UnexpectedEof, |pieces, offset| {
+            // SAFETY: each entry is host memory of a guest that lives for `'m`, to
+            // which no reference exists, so the kernel may write it; the count is
+            // the array's, at most `PIECES_MAX`.
+            unsafe {
+                libc::preadv(
+                    file.as_raw_fd(),
+                    pieces.as_ptr(),
+                    i32::try_from(pieces.len()).unwrap_or(0),
+                    offset,
+                )
+            }
+        })
+    }
+
+    /// Writes all of it to a file.
+    ///
+    /// # Errors
+    ///
+    /// As pwritev(2); [`io::ErrorKind::WriteZero`] when the file takes no more.
+    pub fn write_to(&self, file: BorrowedFd<'_>, at: u64) -> io::Result<()> {
+        self.move_all(at, io::ErrorKind::WriteZero, |pieces, offset| {
+            // SAFETY: as in `read_from`; the kernel only reads.
+            unsafe {
+                libc::pwritev(
+                    file.as_raw_fd(),
+                    pieces.as_ptr(),
+                    i32::try_from(pieces.len()).unwrap_or(0),
+                    offset,
+                )
+            }
+        })
+    }
+
+    /// Copies bytes in, as many as fit, and says how many.
+    pub fn copy_in(&self, mut bytes: &[u8]) -> usize {
+        let all = bytes.len();
+        for piece in &self.pieces {
+            let (now, later) = bytes.split_at(bytes.len().min(piece.len()));
+            piece.copy_from(now);
+            bytes = later;
+        }
+        all.saturating_sub(bytes.len())
+    }
+
+    /// Copies bytes out, as many as there are room for, and says how many.
+    pub fn copy_out(&self, mut room: &mut [u8]) -> usize {
+        let all = room.len();
+        for piece in &self.pieces {
+            let (now, later) = room.split_at_mut(room.len().min(piece.len()));
+            piece.copy_to(now);
+            room = later;
+        }
+        all.saturating_sub(room.len())
+    }
+
+    /// Calls for all bytes, as often as it takes.
+    fn move_all(
+        &self,
+        at: u64,
+        at_end: io::ErrorKind,
+        call: impl Fn(&[libc::iovec], i64) -> isize,
+    ) -> io::Result<()> {
+        let mut done = 0_u64;
+        while done < self.len {
+            let pieces = self.vector(done);
+            let offset = at
+                .checked_add(done)
+                .and_then(|offset| i64::try_from(offset).ok())
+                .ok_or(io::ErrorKind::InvalidInput)?;
+            match u64::try_from(call(&pieces, offset)) {
+                Ok(0) => return Err(at_end.into()),
+                Ok(moved) => done = done.saturating_add(moved),
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left after `done` bytes, as the kernel takes it.
+    fn vector(&self, done: u64) -> Vec<libc::iovec> {
+        let entry = |piece: &VolatileSlice<'_>| libc::iovec {
+            iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+            iov_len: piece.len(),
+        };
+        if done == 0 {
+            return self.pieces.iter().take(PIECES_MAX).map(entry).collect();
+        }
+        let rest = self.part(done, self.len);
+        rest.pieces.iter().take(PIECES_MAX).map(entry).collect()
+    }
+}

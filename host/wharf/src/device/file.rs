@@ -1,0 +1,174 @@
+//! A disk in a file.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{FallocateFlags, Flock, fallocate};
+use nix::libc;
+use wharf_machine::Buffers;
+use wharf_machine::device::Disk;
+
+use super::{DiskError, is_disk_size, lock};
+
+/// A file, locked for as long as this lives.
+#[derive(Debug)]
+pub(super) struct FileDisk {
+    file: Flock<File>,
+    name: String,
+    len: u64,
+    writable: bool,
+    /// A flush failed once. What the kernel could not write it may have dropped, and
+    /// a second flush would find nothing left to complain of.
+    lost: bool,
+}
+
+impl FileDisk {
+    /// Opens and locks a file, or makes it when a size says how large.
+    pub(super) fn open(
+        name: String,
+        path: &Path,
+        size: Option<u64>,
+        writable: bool,
+    ) -> Result<Self, DiskError> {
+        let opened = match options(writable).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, size, writable),
+            Err(source) => Err(DiskError::Open {
+                file: path.to_owned(),
+                how: if writable { "read and write" } else { "read" },
+                source,
+            }),
+            Ok(file) => Ok(file),
+        };
+        let file = lock::take(opened?, path, writable)?;
+        let len = len_of(&file, path)?;
+        if let Some(expected) = size.filter(|&expected| expected != len) {
+            let (file, found) = (path.to_owned(), len);
+            return Err(DiskError::Size {
+                file,
+                found,
+                expected,
+            });
+        }
+        if !is_disk_size(len) {
+            let (file, found) = (path.to_owned(), len);
+            return Err(DiskError::Uneven { file, found });
+        }
+        Ok(Self {
+            file,
+            name,
+            len,
+            writable,
+            lost: false,
+        })
+    }
+}
+
+impl Disk for FileDisk {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn is_read_only(&self) -> bool {
+        !self.writable
+    }
+
+    fn can_discard(&self) -> bool {
+        self.writable
+    }
+
+    fn id(&self) -> &str {
+        &self.name
+    }
+
+    fn read(&mut self, at: u64, into: &Buffers<'_>) -> io::Result<()> {
+        into.read_from(self.file.as_fd(), at)
+    }
+
+    fn write(&mut self, at: u64, from: &Buffers<'_>) -> io::Result<()> {
+        from.write_to(self.file.as_fd(), at)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        if self.lost {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let done = self.file.sync_data();
+        self.lost = done.is_err();
+        done
+    }
+
+    fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
+        punch(&self.file, at, len)
+    }
+}
+
+/// Gives back the room of a range, which then reads as zeroes. Where a file system
+/// cannot do that, nothing happens, which is all that a discard asks for.
+pub(super) fn punch(file: &File, at: u64, len: u64) -> io::Result<()> {
+    let (Ok(at), Ok(bytes)) = (i64::try_from(at), i64::try_from(len)) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    if bytes == 0 {
+        return Ok(());
+    }
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file, flags, at, bytes) {
+        Err(nix::Error::EOPNOTSUPP | nix::Error::ENOSYS) => Ok(()),
+        done => Ok(done?),
+    }
+}
+
+fn options(writable: bool) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    // A pipe would keep the opener waiting for its other end.
+    options
+        .read(true)
+        .write(writable)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    options
+}
+
+fn make(path: &Path, size: Option<u64>, writable: bool) -> Result<File, DiskError> {
+    let file = path.to_owned();
+    if !writable {
+        return Err(DiskError::NothingToRead { file });
+    }
+    let Some(size) = size else {
+        return Err(DiskError::Missing { file });
+    };
+    let made = options(true).create_new(true).mode(0o600).open(path);
+    let sized = made.and_then(|made| {
+        // Of the right size from the first moment that it is good for anything: a
+        // file that could not be made so large must not be found by the next try.
+        made.set_len(size).inspect_err(|_| {
+            let _ = std::fs::remove_file(path);
+        })?;
+        Ok(made)
+    });
+    sized.map_err(|source| DiskError::Make { file, size, source })
+}
+
+fn len_of(mut file: &File, path: &Path) -> Result<u64, DiskError> {
+    let seen = |source| DiskError::Open {
+        file: path.to_owned(),
+        how: "see its size",
+        source,
+    };
+    let metadata = file.metadata().map_err(seen)?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        Ok(metadata.len())
+    } else if kind.is_block_device() {
+        file.seek(SeekFrom::End(0)).map_err(seen)
+    } else {
+        Err(DiskError::NoFile {
+            file: path.to_owned(),
+        })
+    }
+}

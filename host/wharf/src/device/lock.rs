@@ -1,0 +1,89 @@
+//! Who has a disk's file: one writer, or any number of readers.
+//!
+//! The lock is `flock`'s, on the open file: it is held against other processes and
+//! other tasks of this one alike, goes when the file is closed, however the process
+//! ends, and the kernel remembers who took it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::DiskError;
+
+/// Locks a file for reading or writing.
+///
+/// # Errors
+///
+/// [`DiskError::InUse`] when somebody has it already.
+pub(super) fn take(file: File, path: &Path, writes: bool) -> Result<Flock<File>, DiskError> {
+    let how = if writes {
+        FlockArg::LockExclusiveNonblock
+    } else {
+        FlockArg::LockSharedNonblock
+    };
+    Flock::lock(file, how).map_err(|(file, error)| match error {
+        nix::Error::EWOULDBLOCK => DiskError::InUse {
+            file: path.to_owned(),
+            by: holder(&file),
+        },
+        error => DiskError::Open {
+            file: path.to_owned(),
+            how: "lock it",
+            source: error.into(),
+        },
+    })
+}
+
+/// Who holds the lock, as far as the kernel tells (proc_locks(5)).
+fn holder(file: &File) -> String {
+    let inode = file.metadata().map_or(0, |metadata| metadata.ino());
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    match locks.lines().find_map(|line| pid_of(line, inode)) {
+        Some(pid) if pid == std::process::id() => "another task of this host".to_owned(),
+        Some(pid) => {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            match name.trim_end() {
+                "" => format!("process {pid}"),
+                name => format!("process {pid} ({name})"),
+            }
+        }
+        None => "somebody else".to_owned(),
+    }
+}
+
+/// The holder in a line such as `7: FLOCK ADVISORY WRITE 831 fe:00:5231 0 EOF`, when
+/// that is about this inode.
+fn pid_of(line: &str, inode: u64) -> Option<u32> {
+    let mut words = line.split_whitespace().skip(1);
+    if words.next()? != "FLOCK" {
+        return None;
+    }
+    let mut words = words.skip(2);
+    let pid = words.next()?;
+    let (_device, number) = words.next()?.rsplit_once(':')?;
+    if number.parse() == Ok(inode) {
+        pid.parse().ok()
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pid_of;
+
+    #[test]
+    fn the_holder_is_found_by_inode() {
+        let line = "7: FLOCK  ADVISORY  WRITE 831 fe:00:5231 0 EOF";
+        assert_eq!(pid_of(line, 5231), Some(831));
+        assert_eq!(pid_of(line, 5232), None);
+        // One who waits for a lock does not hold it.
+        let waits = "7: -> FLOCK  ADVISORY  WRITE 832 fe:00:5231 0 EOF";
+        assert_eq!(pid_of(waits, 5231), None);
+        let other = "8: POSIX  ADVISORY  WRITE 831 fe:00:5231 0 EOF";
+        assert_eq!(pid_of(other, 5231), None);
+        assert_eq!(pid_of("", 0), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! A disk in memory, which goes with the guest.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use wharf_machine::Buffers;
+use wharf_machine::device::Disk;
+
+use super::DiskError;
+use super::file::punch;
+
+/// Anonymous memory behind a descriptor, so that the kernel moves its bytes as it
+/// does a file's. Nothing is resident before it is written.
+#[derive(Debug)]
+pub(super) struct MemoryDisk {
+    file: File,
+    name: String,
+    len: u64,
+}
+
+impl MemoryDisk {
+    /// A disk of `len` bytes, all zero.
+    pub(super) fn new(name: String, len: u64) -> Result<Self, DiskError> {
+        let failed = |source| DiskError::NoMemory { size: len, source };
+        let file = memfd_create("wharf disk", MFdFlags::MFD_CLOEXEC)
+            .map_err(|error| failed(error.into()))?;
+        let file = File::from(file);
+        file.set_len(len).map_err(failed)?;
+        Ok(Self { file, name, len })
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn can_discard(&self) -> bool {
+        true
+    }
+
+    fn id(&self) -> &str {
+        &self.name
+    }
+
+    fn read(&mut self, at: u64, into: &Buffers<'_>) -> io::Result<()> {
+        into.read_from(self.file.as_fd(), at)
+    }
+
+    fn write(&mut self, at: u64, from: &Buffers<'_>) -> io::Result<()> {
+        from.write_to(self.file.as_fd(), at)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
+        punch(&self.file, at, len)
+    }
+}

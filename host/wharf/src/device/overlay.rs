@@ -1,0 +1,131 @@
+//! A disk whose file stays as it is: what is written goes to memory of its own.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+
+use wharf_machine::Buffers;
+use wharf_machine::device::{Disk, SECTOR};
+
+use super::DiskError;
+use super::file::FileDisk;
+use super::memory::MemoryDisk;
+
+/// Bytes of a page, the unit in which memory is taken.
+const PAGE: u64 = 4096;
+const SECTORS_IN_PAGE: u64 = PAGE / SECTOR;
+
+/// Most memory that what a guest writes can take. Who writes more has a disk that
+/// is full.
+pub(super) const OVERLAY_MAX: u64 = 256 << 20;
+
+/// A file below and what was written above it.
+#[derive(Debug)]
+pub(super) struct Overlay {
+    below: FileDisk,
+    /// As large as the file; only written pages exist.
+    above: MemoryDisk,
+    /// Of each page that was written to, a bit for each sector that was.
+    written: BTreeMap<u64, u8>,
+}
+
+impl Overlay {
+    pub(super) fn new(below: FileDisk) -> Result<Self, DiskError> {
+        let above = MemoryDisk::new(below.id().to_owned(), below.len())?;
+        Ok(Self {
+            below,
+            above,
+            written: BTreeMap::new(),
+        })
+    }
+
+    fn is_written(&self, sector: u64) -> bool {
+        let (page, bit) = place(sector);
+        self.written.get(&page).is_some_and(|mask| mask & bit != 0)
+    }
+
+    /// Cuts a range of sectors where those that were written meet those that were not.
+    fn runs(&self, sectors: Range<u64>) -> Vec<(Range<u64>, bool)> {
+        let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
+        for sector in sectors {
+            let written = self.is_written(sector);
+            let end = sector.saturating_add(1);
+            match runs.last_mut() {
+                Some((run, same)) if *same == written => run.end = end,
+                _ => runs.push((sector..end, written)),
+            }
+        }
+        runs
+    }
+}
+
+impl Disk for Overlay {
+    fn len(&self) -> u64 {
+        self.below.len()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn can_discard(&self) -> bool {
+        false
+    }
+
+    fn id(&self) -> &str {
+        self.below.id()
+    }
+
+    fn read(&mut self, at: u64, into: &Buffers<'_>) -> io::Result<()> {
+        if self.written.is_empty() {
+            return self.below.read(at, into);
+        }
+        for (run, written) in self.runs(sectors(at, into.len())) {
+            let from = run.start.saturating_mul(SECTOR);
+            let len = run.end.saturating_sub(run.start).saturating_mul(SECTOR);
+            let part = into.part(from.saturating_sub(at), len);
+            if written {
+                self.above.read(from, &part)?;
+            } else {
+                self.below.read(from, &part)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, at: u64, from: &Buffers<'_>) -> io::Result<()> {
+        let sectors = sectors(at, from.len());
+        let pages = place(sectors.start).0..=place(sectors.end.saturating_sub(1)).0;
+        let new = pages
+            .filter(|page| !self.written.contains_key(page))
+            .count();
+        let all = u64::try_from(self.written.len().saturating_add(new)).unwrap_or(u64::MAX);
+        if all.saturating_mul(PAGE) > OVERLAY_MAX {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.above.write(at, from)?;
+        for sector in sectors {
+            let (page, bit) = place(sector);
+            *self.written.entry(page).or_default() |= bit;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn sectors(at: u64, len: u64) -> Range<u64> {
+    let sector = |at: u64| at.checked_div(SECTOR).unwrap_or(0);
+    sector(at)..sector(at.saturating_add(len))
+}
+
+/// The page of a sector, and its bit there.
+const fn place(sector: u64) -> (u64, u8) {
+    (sector / SECTORS_IN_PAGE, 1 << (sector % SECTORS_IN_PAGE))
+}
