@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod command;
+pub mod disk;
 pub mod elf;
 pub mod guest;
 pub mod host;
