@@ -11,3 +11,4 @@ pub mod command;
 pub mod elf;
 pub mod guest;
 pub mod host;
+pub mod plugin;
