@@ -5,10 +5,16 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
-use wharf_tests::command::{Printed, output, wharf};
+use wharf_model::policy::{Answer, Candidate, Question, View};
+use wharf_policy::{Engine, Instance, Plugin, Setup};
+use wharf_tests::command::{Printed, output, root, wharf};
 use wharf_tests::plugin::{LOG, PluginWat};
+use wit_bindgen_core::Files;
+use wit_component::ComponentEncoder;
+use wit_parser::Resolve;
 
 /// Where the packages of these tests are built: once for all of them, and kept for
 /// the next time.
@@ -221,6 +227,106 @@ fn a_component_of_another_language_is_taken() {
         let built = output(&mut wharf(["build", text(&path)]));
         assert_eq!((built.status, built.stdout.trim_end()), (0, text(&path)));
     }
+}
+
+/// Which replica a scheduler runs, of 0 and of 7, which weighs more.
+fn runs(component: &[u8]) -> u32 {
+    let plugin = Plugin::new(&Engine::new(None).unwrap(), component).unwrap();
+    let mut instance = Instance::new(&plugin).unwrap();
+    instance.configure(&Setup::default()).unwrap();
+    let candidate = |replica, weight| Candidate {
+        replica,
+        weight,
+        generation: 3,
+        ran: 0,
+        virtual_time: 0,
+        ready_since: 0,
+    };
+    let view = View {
+        ready: vec![candidate(0, 100), candidate(7, 200)],
+        ..View::default()
+    };
+    let mut replica = u32::MAX;
+    // More often than would fit if what is passed were not given back.
+    for _ in 0..5000 {
+        let question = Question::Next(view.clone());
+        let answer = instance.ask(&question, Duration::from_secs(1)).unwrap();
+        let Answer::Next(choice) = answer else {
+            panic!("{answer:?}");
+        };
+        assert_eq!(choice.generation, 3);
+        replica = choice.replica;
+    }
+    replica
+}
+
+#[test]
+fn a_component_of_another_language_decides() {
+    assert_eq!(runs(&PluginWat::new("scheduler").component()), 0);
+}
+
+/// A C compiler for WebAssembly, and the linker that comes with rustup's compilers.
+fn clang() -> Option<(String, PathBuf)> {
+    let rust = Command::new("rustc")
+        .args(["--print", "target-libdir"])
+        .output();
+    let rust = String::from_utf8(rust.ok()?.stdout).ok()?;
+    let linker = Path::new(rust.trim()).with_file_name("bin/rust-lld");
+    let numbered = (14..30).rev().map(|version| format!("clang-{version}"));
+    let mut names = std::iter::once("clang".to_owned()).chain(numbered);
+    let clang = names.find(|name| {
+        let targets = Command::new(name).arg("--print-targets").output();
+        targets.is_ok_and(|it| String::from_utf8_lossy(&it.stdout).contains("wasm32"))
+    });
+    linker.is_file().then(|| clang.map(|it| (it, linker)))?
+}
+
+#[test]
+fn a_component_made_from_c_is_taken_and_decides() {
+    let Some((clang, linker)) = clang() else {
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no clang compiles C to WebAssembly here; components from text are tested"
+        );
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut resolve = Resolve::default();
+    let (package, _) = resolve.push_path(root().join("wit")).unwrap();
+    let world = resolve.select_world(&[package], Some("scheduler-plugin"));
+    let mut files = Files::default();
+    wit_bindgen_c::Opts::default()
+        .build()
+        .generate(&mut resolve, world.unwrap(), &mut files)
+        .unwrap();
+    for (name, bytes) in files.iter() {
+        fs::write(directory.path().join(name), bytes).unwrap();
+    }
+    let c = root().join("tests/c");
+    let run = |command: &mut Command| {
+        let printed = output(command.current_dir(&directory));
+        assert_eq!(printed.status, 0, "{}", printed.stderr);
+    };
+    run(Command::new(clang)
+        .args(["--target=wasm32-unknown-unknown", "-std=c11", "-O2", "-c"])
+        .args(["-ffreestanding", "-fno-builtin", "-I.", "-isystem"])
+        .args([c.join("include"), c.join("heaviest.c")])
+        .arg("scheduler_plugin.c"));
+    run(Command::new(linker)
+        .args(["-flavor", "wasm", "--no-entry", "-o", "core.wasm"])
+        .args(["heaviest.o", "scheduler_plugin.o"])
+        .arg("scheduler_plugin_component_type.o"));
+    let module = fs::read(directory.path().join("core.wasm")).unwrap();
+    let encoder = ComponentEncoder::default().validate(true).module(&module);
+    let component = encoder.unwrap().encode().unwrap();
+    let checked = check(&component);
+    assert_eq!(checked.status, 0, "{}", checked.stderr);
+    assert!(
+        checked.stdout.starts_with("name      heaviest\n"),
+        "{}",
+        checked.stdout
+    );
+    assert_eq!(runs(&component), 7);
 }
 
 #[test]
