@@ -3,7 +3,7 @@
 //!
 //! A set takes a way to [make](Make) a fresh policy. [`scheduler`], [`router`] and
 //! [`upgrader`] ask it what a host asks and what none would ask, judge the answers
-//! with [`check`], and play long stretches on a simulated host.
+//! with [`check()`], and play long stretches on a simulated host.
 
 use wharf_model::policy::{Answer, Question, built_in, check};
 

@@ -141,7 +141,7 @@ fn fair_share_does_what_all_schedulers_must() {
 fn deadline_does_what_all_schedulers_must() {
     conforms("deadline", &[]);
     let make = |weights: &[u32]| -> Box<dyn Policy> {
-        let labels = |it: u32| [&[("deadline", "7ms")][..], &[]][usize::from(it % 2 == 0)];
+        let labels = |it: u32| [&[("deadline", "7ms")][..], &[]][usize::from(it.is_multiple_of(2))];
         let tasks = (0..).zip(weights);
         let tasks = tasks.map(|(it, weight)| task("t", it, *weight, labels(it)));
         Box::new(Component::new("deadline", &[], tasks.collect()).unwrap())

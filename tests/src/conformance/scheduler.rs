@@ -28,7 +28,7 @@ pub fn conforms(make: &Make<'_>) {
 /// When it is not.
 pub fn says_the_same_to_any_view(make: &Make<'_>) {
     for length in [1, 2, 3, 8, 33, 64] {
-        deterministic_answers(make, &vec![100; 40], &odd_views(length));
+        deterministic_answers(make, &[100; 40], &odd_views(length));
     }
 }
 
