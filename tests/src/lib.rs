@@ -8,6 +8,7 @@
 
 pub mod bench;
 pub mod command;
+pub mod conformance;
 pub mod elf;
 pub mod guest;
 pub mod host;
