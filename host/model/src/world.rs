@@ -15,6 +15,9 @@ use crate::cell::{Action, Cell, Event, Replica, Restart, State, TaskKey};
 use crate::schedule::{FairQueue, SLICE};
 use crate::{Instant, Outcome, Stop};
 
+/// The built-in policy does not go by the time of day.
+const NOW: Instant = Instant::from_nanos(0);
+
 const WORKERS: usize = 3;
 const REPLICAS: usize = 5;
 
@@ -134,7 +137,7 @@ impl World {
             Step::Wake { worker } => {
                 let worker = &mut self.workers[worker];
                 for key in worker.guests.keys() {
-                    worker.queue.wake(*key);
+                    worker.queue.wake(NOW, *key);
                 }
             }
             Step::Hear => {
@@ -175,7 +178,7 @@ impl World {
                 let worker = &mut self.workers[at];
                 if let Some(is_told) = worker.guests.get_mut(&key) {
                     *is_told = true;
-                    worker.queue.wake(key);
+                    worker.queue.wake(NOW, key);
                     if matches!(letter, Letter::Kill(_)) {
                         self.end(at, key, Outcome::Stopped(Stop::Terminate));
                     }
@@ -207,7 +210,7 @@ impl World {
         worker.gone.remove(&key.replica);
         worker.guests.insert(key, is_told);
         worker.queue.insert(key, 100);
-        worker.queue.wake(key);
+        worker.queue.wake(NOW, key);
     }
 
     fn turn(&mut self, at: usize, end: Turn) {
@@ -220,7 +223,7 @@ impl World {
         match end {
             // One that was told ends when it can.
             _ if is_told => self.end(at, key, Outcome::Exited { status: 0 }),
-            Turn::Goes => worker.queue.yield_now(),
+            Turn::Goes => worker.queue.yield_now(NOW),
             Turn::Sleeps => worker.queue.sleep(key),
             Turn::Ends(outcome) => self.end(at, key, outcome),
         }
@@ -348,13 +351,13 @@ proptest! {
         let mut queue = FairQueue::default();
         for (key, weight) in weights.iter().enumerate() {
             queue.insert(key, *weight);
-            queue.wake(key);
+            queue.wake(NOW, key);
         }
         let mut got = vec![0.0; weights.len()];
         for turn in turns {
             let key = queue.pick().unwrap();
             queue.ran(Duration::from_nanos(turn.into()));
-            queue.yield_now();
+            queue.yield_now(NOW);
             got[key] += f64::from(turn) / f64::from(weights[key]);
         }
         // What each got for its weight differs by one turn of the lightest at most.
@@ -375,10 +378,10 @@ proptest! {
         for (key, weight) in weights.iter().enumerate() {
             queue.insert(key, *weight);
         }
-        queue.wake(0);
+        queue.wake(NOW, 0);
         let (mut got, mut all) = (0.0, 0.0);
         for (sleeps, wakes, turn) in steps {
-            queue.wake(wakes % weights.len());
+            queue.wake(NOW, wakes % weights.len());
             let key = queue.pick().unwrap();
             queue.ran(Duration::from_nanos(turn.into()));
             all += f64::from(turn);
@@ -388,7 +391,7 @@ proptest! {
             if sleeps && key != 0 {
                 queue.sleep(key);
             } else {
-                queue.yield_now();
+                queue.yield_now(NOW);
             }
         }
         let of = |weight: u32| f64::from(weight);
