@@ -88,6 +88,12 @@ impl Host {
     ///
     /// When it does not serve.
     pub fn start_after(&mut self, shell: &str) {
+        self.start_as(self.up_after(shell));
+    }
+
+    /// `wharf up` as [`Host::start_after`] starts it.
+    #[must_use]
+    pub fn up_after(&self, shell: &str) -> Command {
         let up = self.up_command(&[]);
         let mut command = Command::new("sh");
         command
@@ -97,7 +103,7 @@ impl Host {
             .current_dir(root())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        self.start_as(command);
+        command
     }
 
     fn start_as(&mut self, mut command: Command) {
