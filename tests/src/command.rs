@@ -12,7 +12,8 @@ pub fn root() -> &'static Path {
         .unwrap_or(Path::new("/"))
 }
 
-/// The binary, built once per test process in the profile of the tests.
+/// The binary, built with the one beside it, once per test process in the profile of
+/// the tests.
 ///
 /// # Panics
 ///
@@ -22,14 +23,9 @@ pub fn wharf_path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(root()).args([
-            "build",
-            "--quiet",
-            "--package",
-            "wharf",
-            "--bin",
-            "wharf",
-        ]);
+        cargo
+            .current_dir(root())
+            .args(["build", "--quiet", "--package", "wharf", "--bins"]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }

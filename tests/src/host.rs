@@ -88,6 +88,12 @@ impl Host {
     ///
     /// When it does not serve.
     pub fn start_after(&mut self, shell: &str) {
+        self.start_as(self.up_after(shell));
+    }
+
+    /// `wharf up` as [`Host::start_after`] starts it.
+    #[must_use]
+    pub fn up_after(&self, shell: &str) -> Command {
         let up = self.up_command(&[]);
         let mut command = Command::new("sh");
         command
@@ -97,7 +103,7 @@ impl Host {
             .current_dir(root())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        self.start_as(command);
+        command
     }
 
     fn start_as(&mut self, mut command: Command) {
@@ -299,13 +305,23 @@ impl Host {
     /// When there is no answer.
     #[must_use]
     pub fn http_with(&self, method: &str, path: &str, headers: &str) -> (String, String) {
+        self.http_sending(method, path, headers, "")
+    }
+
+    fn http_sending(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &str,
+        body: &str,
+    ) -> (String, String) {
         let mut stream = UnixStream::connect(self.socket()).expect("it serves");
         stream
             .set_read_timeout(Some(PATIENCE))
             .expect("time is set");
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nHost: wharf\r\nConnection: close\r\n{headers}\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: wharf\r\nConnection: close\r\n{headers}\r\n{body}"
         )
         .expect("it reads");
         let mut answer = String::new();
@@ -314,6 +330,19 @@ impl Host {
             panic!("no answer: {answer:?}");
         };
         (head.to_owned(), body.to_owned())
+    }
+
+    /// A request with a body: the answer's status and body.
+    ///
+    /// # Panics
+    ///
+    /// When there is no answer.
+    #[must_use]
+    pub fn post(&self, path: &str, body: &str) -> (u16, String) {
+        let headers = format!("Content-Length: {}\r\n", body.len());
+        let (head, body) = self.http_sending("POST", path, &headers, body);
+        let status = head.split(' ').nth(1).and_then(|text| text.parse().ok());
+        (status.unwrap_or_else(|| panic!("no status: {head}")), body)
     }
 
     fn has_ended(&self) -> Option<String> {

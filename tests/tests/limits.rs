@@ -119,6 +119,42 @@ fn descriptors_that_run_out_are_the_last_tasks_misfortune() {
     }
 }
 
+/// Found by hand: a worker without a descriptor kept its tasks, and the host, for ever.
+#[test]
+fn a_host_that_cannot_start_says_so_and_one_that_can_ends() {
+    let Some(_) = kvm() else { return };
+    let directory = directory();
+    let toml = "[host]\nworkers = 2\n".to_owned() + &task("web", "waits", "restart = \"never\"");
+    for limit in 4..32 {
+        let host = Host::new(directory.path(), &toml);
+        let said = fs::File::create(directory.path().join("said")).unwrap();
+        let mut child = host.up_after(&format!("ulimit -n {limit}"));
+        let mut child = child.stderr(said).spawn().unwrap();
+        let ended = host.until("it serves or ends", || {
+            let ended = status(&mut child);
+            let serves = ended.is_none() && host.said().contains("the cell serves");
+            (serves || ended.is_some()).then_some(ended)
+        });
+        let ended = ended.unwrap_or_else(|| {
+            nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(child.id().try_into().unwrap()),
+                Signal::SIGTERM,
+            )
+            .unwrap();
+            poll(|| status(&mut child)).unwrap_or_else(|| {
+                let _ = child.kill();
+                panic!("{limit}: it does not end: {}", host.said())
+            })
+        });
+        assert!(
+            matches!(ended, 0 | 125 | 127),
+            "{limit}: {ended}: {}",
+            host.said()
+        );
+        assert!(!host.said().is_empty());
+    }
+}
+
 #[test]
 fn memory_that_is_not_there_is_the_misfortune_of_who_wants_it() {
     let Some(_) = kvm() else { return };

@@ -29,6 +29,9 @@ pub mod schedule;
 pub mod task;
 pub mod time;
 
+#[cfg(test)]
+mod world;
+
 pub use outcome::{Outcome, Stop};
 pub use task::{Action, Event, Task};
 pub use time::Instant;

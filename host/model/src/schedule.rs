@@ -35,6 +35,9 @@ pub const WEIGHT_DEFAULT: u32 = 100;
 /// Weights that a task may have.
 pub const WEIGHTS: std::ops::RangeInclusive<u32> = 1..=10_000;
 
+/// Where the floor starts again from 0.
+const REBASE: u64 = 1 << 60;
+
 /// Virtual nanoseconds in a nanosecond of a task of weight 1.
 const SCALE: u64 = 10_000;
 
@@ -141,7 +144,22 @@ impl<K: Copy + Ord> FairQueue<K> {
         }
         self.floor = self.floor.max(behind);
         self.running = Some(key);
+        if self.floor >= REBASE {
+            self.rebase();
+        }
         Some(key)
+    }
+
+    /// Counts from the floor on, so that nothing ever saturates: a task of weight 1
+    /// would after 21 days of run time, and then not run for as long.
+    fn rebase(&mut self) {
+        let floor = std::mem::take(&mut self.floor);
+        self.tasks
+            .values_mut()
+            .for_each(|share| share.used = share.used.saturating_sub(floor));
+        let ready = std::mem::take(&mut self.ready);
+        let moved = |(used, key): (u64, K)| (used.saturating_sub(floor), key);
+        self.ready = ready.into_iter().map(moved).collect();
     }
 
     /// Books what the running task used. It goes on running until it is

@@ -105,9 +105,9 @@ impl Engine {
         })
     }
 
-    /// Sees to it that the epoch advances while a call is made.
-    pub(crate) fn calling(&self) {
-        self.ticker.calling();
+    /// Sees to it that the epoch advances until what it returns is dropped.
+    pub(crate) fn calling(&self) -> Calling<'_> {
+        self.ticker.calling()
     }
 }
 
@@ -129,11 +129,24 @@ impl std::fmt::Debug for Engine {
     }
 }
 
+/// A call that is being made.
+#[must_use]
+pub(crate) struct Calling<'a>(&'a Ticker);
+
+impl Drop for Calling<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Release);
+    }
+}
+
 /// Advances the epoch, but only while calls are made: a host whose guests sleep
 /// sleeps too.
 struct Ticker {
     /// Calls that were begun, ever; wraps.
     calls: AtomicU64,
+    /// Those of them that are over. While one is not, there is no end to it but the
+    /// epoch, however long it takes and however few begin.
+    ended: AtomicU64,
     parked: AtomicBool,
     thread: std::sync::OnceLock<Thread>,
 }
@@ -142,6 +155,7 @@ impl Ticker {
     fn start(engine: &wasmtime::Engine) -> Result<Arc<Self>, EngineError> {
         let ticker = Arc::new(Self {
             calls: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             thread: std::sync::OnceLock::new(),
         });
@@ -155,8 +169,9 @@ impl Ticker {
                 while let (Some(ticker), Some(engine)) = (weak.upgrade(), engine.upgrade()) {
                     engine.increment_epoch();
                     drop(engine);
+                    let ended = ticker.ended.load(Ordering::Acquire);
                     let calls = ticker.calls.load(Ordering::Relaxed);
-                    quiet = if calls == seen {
+                    quiet = if calls == seen && calls == ended {
                         quiet.saturating_add(1)
                     } else {
                         0
@@ -187,13 +202,14 @@ impl Ticker {
         Ok(ticker)
     }
 
-    fn calling(&self) {
+    fn calling(&self) -> Calling<'_> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         if self.parked.load(Ordering::SeqCst)
             && let Some(thread) = self.thread.get()
         {
             thread.unpark();
         }
+        Calling(self)
     }
 }
 

@@ -7,7 +7,7 @@ use wasmtime::{Store, Trap};
 use wharf_model::policy::{Answer, Choice, Question, STATE_LEN, SlotName, View};
 
 use crate::bindings::{lifecycle, router, scheduler, setting, types, upgrader};
-use crate::engine::Engine;
+use crate::engine::{Calling, Engine};
 use crate::plugin::Plugin;
 use crate::sandbox::{Sandbox, TimeOut, tick};
 
@@ -104,11 +104,11 @@ impl Instance {
     ///
     /// When there is no room for it, or its start function traps.
     pub fn new(plugin: &Arc<Plugin>) -> Result<Self, Fault> {
-        let engine = plugin.engine.clone();
+        let engine = &plugin.engine;
         let mut store = Store::new(&engine.wasmtime, Sandbox::new(plugin.title()));
         store.limiter(|sandbox| &mut sandbox.limits);
         store.epoch_deadline_callback(tick);
-        allow(&engine, &mut store, SET_UP_TIME);
+        let _calling = allow(engine, &mut store, SET_UP_TIME);
         let cannot = |e: wasmtime::Error| fault_of("instantiation", SET_UP_TIME, &e);
         let exports = &plugin.exports;
         let instance = plugin.pre.instantiate(&mut store).map_err(cannot)?;
@@ -130,7 +130,7 @@ impl Instance {
             scheduler: scheduler.transpose().map_err(cannot)?,
             router: router.transpose().map_err(cannot)?,
             upgrader: upgrader.transpose().map_err(cannot)?,
-            engine,
+            engine: engine.clone(),
             plugin: Arc::clone(plugin),
             store,
         })
@@ -143,7 +143,7 @@ impl Instance {
     }
 
     pub(crate) fn describe(&mut self) -> Result<lifecycle::Identity, Fault> {
-        allow(&self.engine, &mut self.store, SET_UP_TIME);
+        let _calling = allow(&self.engine, &mut self.store, SET_UP_TIME);
         let said = self.lifecycle.call_describe(&mut self.store);
         said.map_err(|e| fault_of("describe", SET_UP_TIME, &e))
     }
@@ -157,7 +157,7 @@ impl Instance {
         const CALL: &str = "configure";
         let settings: Vec<_> = setup.settings.iter().map(setting).collect();
         let tasks: Vec<_> = setup.tasks.iter().map(task).collect();
-        allow(&self.engine, &mut self.store, SET_UP_TIME);
+        let _calling = allow(&self.engine, &mut self.store, SET_UP_TIME);
         self.lifecycle
             .call_configure(&mut self.store, &settings, &tasks)
             .map_err(|e| fault_of(CALL, SET_UP_TIME, &e))?
@@ -174,7 +174,7 @@ impl Instance {
         if schema == 0 {
             return Ok(None);
         }
-        allow(&self.engine, &mut self.store, STATE_TIME);
+        let _calling = allow(&self.engine, &mut self.store, STATE_TIME);
         let bytes = self
             .lifecycle
             .call_save(&mut self.store)
@@ -192,7 +192,7 @@ impl Instance {
     /// When it refuses or fails.
     pub fn restore(&mut self, state: &State) -> Result<(), Fault> {
         const CALL: &str = "restore";
-        allow(&self.engine, &mut self.store, STATE_TIME);
+        let _calling = allow(&self.engine, &mut self.store, STATE_TIME);
         self.lifecycle
             .call_restore(&mut self.store, state.schema, &state.bytes)
             .map_err(|e| fault_of(CALL, STATE_TIME, &e))?
@@ -211,31 +211,31 @@ impl Instance {
             Question::Next(view) => self.next(view, limit).map(Answer::Next),
             Question::Attach(asked) => {
                 let router = self.router.as_ref().ok_or(other)?;
-                allow(&self.engine, store, limit);
+                let _calling = allow(&self.engine, store, limit);
                 let said = router.call_attach(store, &asked.into());
                 answered("attach", limit, said).map(|it| Answer::Attach(it.into()))
             }
             Question::Connect(asked) => {
                 let router = self.router.as_ref().ok_or(other)?;
-                allow(&self.engine, store, limit);
+                let _calling = allow(&self.engine, store, limit);
                 let said = router.call_connect(store, &asked.into());
                 answered("connect", limit, said).map(|it| Answer::Connect(it.into()))
             }
             Question::Review(asked) => {
                 let upgrader = self.upgrader.as_ref().ok_or(other)?;
-                allow(&self.engine, store, limit);
+                let _calling = allow(&self.engine, store, limit);
                 let said = upgrader.call_review(store, &asked.into());
                 answered("review", limit, said).map(|it| Answer::Review(it.into()))
             }
             Question::Transform(asked, state) => {
                 let upgrader = self.upgrader.as_ref().ok_or(other)?;
-                allow(&self.engine, store, limit);
+                let _calling = allow(&self.engine, store, limit);
                 let said = upgrader.call_transform(store, &asked.into(), state);
                 answered("transform", limit, said).map(Answer::Transform)
             }
             Question::Judge(asked, old, new) => {
                 let upgrader = self.upgrader.as_ref().ok_or(other)?;
-                allow(&self.engine, store, limit);
+                let _calling = allow(&self.engine, store, limit);
                 let said = upgrader.call_judge(store, &asked.into(), (*old).into(), (*new).into());
                 answered("judge", limit, said).map(|it| Answer::Judge(it.into()))
             }
@@ -248,7 +248,7 @@ impl Instance {
             .as_ref()
             .ok_or(Fault::OtherSlot(SlotName::Scheduler))?;
         let view = scheduler::View::from(view);
-        allow(&self.engine, &mut self.store, limit);
+        let _calling = allow(&self.engine, &mut self.store, limit);
         let said = scheduler.call_next(&mut self.store, &view);
         answered("next", limit, said).map(Choice::from)
     }
@@ -260,13 +260,14 @@ impl std::fmt::Debug for Instance {
     }
 }
 
-/// Gives the next call so much time.
-fn allow(engine: &Engine, store: &mut Store<Sandbox>, budget: Duration) {
-    engine.calling();
+/// Gives the next call so much time. To be kept until it is over.
+fn allow<'a>(engine: &'a Engine, store: &mut Store<Sandbox>, budget: Duration) -> Calling<'a> {
+    let calling = engine.calling();
     let sandbox = store.data_mut();
     sandbox.budget = budget;
     sandbox.first_tick = None;
     store.set_epoch_deadline(1);
+    calling
 }
 
 fn answered<T>(call: &'static str, limit: Duration, said: wasmtime::Result<T>) -> Result<T, Fault> {

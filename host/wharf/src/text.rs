@@ -21,26 +21,45 @@ pub fn one_line(error: &dyn Error) -> String {
     line
 }
 
-/// The text with control characters spelt out: paths, arguments and guests'
-/// words may hold anything, terminal controls included.
+/// The text with what a terminal would obey or hide spelt out: paths, arguments and
+/// guests' words may hold anything.
 #[must_use]
 pub fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
+    escape(text, &[])
+}
+
+/// As [`printable`], but newlines and tabs stay.
+#[must_use]
+pub fn visible(text: &str) -> String {
+    escape(text, &['\n', '\t'])
+}
+
+fn escape(text: &str, kept: &[char]) -> String {
+    let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() {
-            printable.extend(c.escape_default());
+        // These turn the direction of writing, and so what seems to be written.
+        let is_turn = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if is_turn || (c.is_control() && !kept.contains(&c)) {
+            escaped.extend(c.escape_default());
         } else {
-            printable.push(c);
+            escaped.push(c);
         }
     }
-    printable
+    escaped
 }
 
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
 
-    use super::one_line;
+    use super::{one_line, visible};
+
+    #[test]
+    fn a_guest_does_not_command_the_terminal() {
+        assert_eq!(visible("a\tb\nü"), "a\tb\nü");
+        assert_eq!(visible("\x1b[2J\r\x07\u{9b}"), "\\u{1b}[2J\\r\\u{7}\\u{9b}");
+        assert_eq!(visible("\u{202e}gnp"), "\\u{202e}gnp");
+    }
 
     #[test]
     fn causes_are_joined() {

@@ -43,9 +43,8 @@ struct CanaryJudge {
     steps: Vec<u32>,
     period: u64,
     connections: u64,
-    /// In thousandths of a percent.
+    /// In thousandths of a percent; the factors in thousandths.
     errors: u64,
-    /// In thousandths, as the next.
     error_factor: u64,
     p99_factor: u64,
     /// By number of the replica.

@@ -133,10 +133,17 @@ impl Terms {
 
     /// What is left of the budget. Begins a period when the one before is over.
     fn left(&mut self, it: &Candidate, now: u64) -> u64 {
-        if now >= self.ends || self.generation != it.generation {
-            let begun = it.ready_since.min(now).saturating_add(self.deadline);
-            let anew = now.saturating_add(self.deadline);
-            self.ends = if begun > now { begun } else { anew };
+        let same = self.generation == it.generation;
+        if now >= self.ends || !same {
+            // Who was only put aside for others was ready since before.
+            let before = if same { self.ends } else { 0 };
+            let begun = it.ready_since.min(now).max(before);
+            let begun = if begun.saturating_add(self.deadline) > now {
+                begun
+            } else {
+                now
+            };
+            self.ends = begun.saturating_add(self.deadline);
             (self.generation, self.ran) = (it.generation, it.ran);
         }
         let ran = it.ran.saturating_sub(self.ran);

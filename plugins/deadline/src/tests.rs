@@ -82,6 +82,22 @@ fn beyond_its_budget_a_task_is_as_the_others_until_its_next_period() {
 }
 
 #[test]
+fn a_task_that_was_put_aside_has_whole_periods() {
+    let mut policy = policy(&[], &[&[("deadline", "10ms"), ("budget", "4ms")]]).unwrap();
+    for (now, ready_since, ends) in [
+        (0, 0, 10),
+        (9 * MS, 4 * MS, 10),
+        (10 * MS, 4 * MS, 20),
+        (21 * MS, 14 * MS, 30),
+        (42 * MS, 41 * MS, 51),
+        (99 * MS, 41 * MS, 109),
+    ] {
+        policy.next(&view(now, &[(0, 0, ready_since)]));
+        assert_eq!(policy.terms[0].unwrap().ends, ends * MS, "at {now}");
+    }
+}
+
+#[test]
 fn a_new_life_has_a_new_period() {
     let mut policy = policy(&[], &[&[("deadline", "4ms")], &[]]).unwrap();
     let mut question = view(0, &[(1, 0, 0), (0, 0, 0)]);

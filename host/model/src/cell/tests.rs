@@ -147,6 +147,16 @@ fn a_stale_name_changes_nothing() {
 }
 
 #[test]
+fn nobody_ends_twice() {
+    let mut cell = one(Restart::Always);
+    let ended = Event::Ended(key(0, 1), Outcome::Faulted);
+    assert_eq!(cell.handle(ms(1), ended).len(), 1, "it backs off");
+    let alarm = cell.alarm();
+    assert_eq!(cell.handle(ms(2), ended), []);
+    assert_eq!(cell.alarm(), alarm);
+}
+
+#[test]
 fn a_stopped_task_stays_down_until_it_is_started_again() {
     let mut cell = one(Restart::Always);
     let stop = Action::Stop {

@@ -148,3 +148,22 @@ proptest! {
         assert!(left.is_empty(), "starved: {left:?}");
     }
 }
+
+#[test]
+fn years_of_run_time_change_nothing() {
+    let mut queue = FairQueue::default();
+    for (key, weight) in [("light", 1), ("heavy", 3)] {
+        queue.insert(key, weight);
+        queue.wake(NOW, key);
+    }
+    let mut turns = BTreeMap::new();
+    // An hour at a time: 11 years in all.
+    for _ in 0..100_000 {
+        let key = queue.pick().unwrap();
+        *turns.entry(key).or_insert(0_u32) += 1;
+        queue.ran(Duration::from_secs(3600));
+        queue.yield_now(NOW);
+    }
+    let heavy = f64::from(turns["heavy"]) / 100_000.0;
+    assert!((0.749..=0.751).contains(&heavy), "{turns:?}");
+}

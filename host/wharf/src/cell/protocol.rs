@@ -191,6 +191,8 @@ impl FromStr for Selector {
             text: text.to_owned(),
         };
         let (name, index) = match text.rsplit_once('.') {
+            // The standard library takes a sign, too.
+            Some((_, index)) if index.starts_with('+') => return Err(error()),
             Some((name, index)) => (name, Some(index.parse().map_err(|_| error())?)),
             None => (text, None),
         };
@@ -252,6 +254,9 @@ mod tests {
             "web.",
             "web.x",
             "web.-1",
+            "web.+1",
+            "wéb",
+            "web\u{200b}",
             "a b",
             "web.1.2",
             "web.99999999999",

@@ -195,6 +195,11 @@ impl Supervisor {
             }
             FromWorker::Idle(worker) => self.tell(Fact::Idle(worker)),
             FromWorker::Crowded(worker) => self.tell(Fact::Crowded(worker)),
+            // Its guests cannot be told to end, so waiting for them would not end.
+            FromWorker::Broken(worker) => {
+                log::error!("worker {worker} panicked: the cell ends");
+                Going::Over
+            }
         }
     }
 

@@ -5,9 +5,10 @@ use std::io::{self, IsTerminal};
 use clap::builder::styling::{AnsiColor, Style};
 use jiff::Timestamp;
 
-use super::host::{Host, emit, visible};
+use super::host::{Host, emit};
 use super::output;
 use crate::cell::protocol::{Event, EventKind};
+use crate::text::visible;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -47,22 +47,6 @@ pub(super) fn emit(part: &[u8]) -> anyhow::Result<ControlFlow<()>> {
     }
 }
 
-/// Text of guests, with what a terminal would obey or hide made visible. Newlines
-/// and tabs stay.
-pub(super) fn visible(text: &str) -> String {
-    let mut visible = String::with_capacity(text.len());
-    for c in text.chars() {
-        // These turn the direction of writing, and so what seems to be written.
-        let is_turn = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if is_turn || (c.is_control() && !matches!(c, '\n' | '\t')) {
-            visible.extend(c.escape_default());
-        } else {
-            visible.push(c);
-        }
-    }
-    visible
-}
-
 /// A line on the terminal that says what is waited for, from the first second on.
 /// Goes away when this is dropped.
 pub(super) struct Waiting {
@@ -94,17 +78,5 @@ impl Drop for Waiting {
         if self.is_shown {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::visible;
-
-    #[test]
-    fn a_guest_does_not_command_the_terminal() {
-        assert_eq!(visible("a\tb\nü"), "a\tb\nü");
-        assert_eq!(visible("\x1b[2J\r\x07\u{9b}"), "\\u{1b}[2J\\r\\u{7}\\u{9b}");
-        assert_eq!(visible("\u{202e}gnp"), "\\u{202e}gnp");
     }
 }

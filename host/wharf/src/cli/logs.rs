@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
 
-use super::host::{Host, emit, visible};
+use super::host::{Host, emit};
 use crate::cell::protocol::Selector;
 use crate::control::ConsolePiece;
+use crate::text::visible;
 
 /// Bytes of a line that is not complete. What is longer is broken.
 const LINE_BYTES: usize = 64 * 1024;

@@ -23,9 +23,11 @@ mod top;
 mod up;
 mod usage;
 
-use std::env;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
+use std::{env, io};
 
+use anyhow::{Context, bail};
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use env_logger::{Target, WriteStyle};
@@ -64,13 +66,8 @@ enum Command {
     ///
     /// Needs no daemon and no root, only /dev/kvm. The exit status is the guest's.
     Run(run::Args),
-    /// Build a unikernel or a plugin, and print the path of the artefact
-    ///
-    /// A unikernel needs Rust 1.95 or later for the machine's own target, and nothing
-    /// else. The image goes to wharf/PACKAGE/BIN.elf in the package's target directory,
-    /// when it is one that `wharf run` accepts. A plugin goes to wharf/PACKAGE.wasm, when
-    /// `wharf policy check` accepts it.
-    Build(build::Args),
+    #[command(flatten)]
+    Host(Host),
     /// Make a package to start from
     New(new::Args),
     /// Tell what this machine can do for guests, and what to do about the rest
@@ -79,6 +76,30 @@ enum Command {
     /// tools that build guests. The exit status is 0 when guests can run here, 125
     /// otherwise; a warning means that something is slower or will not work.
     Doctor(doctor::Args),
+    /// Print a shell's completions for wharf
+    ///
+    /// Where they go depends on the shell, for example:
+    ///
+    ///   wharf completions bash > ~/.local/share/bash-completion/completions/wharf
+    ///   wharf completions fish > ~/.config/fish/completions/wharf.fish
+    #[command(verbatim_doc_comment)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// The commands that `wharf-host` does.
+#[derive(Debug, Subcommand)]
+#[command(defer = true)]
+enum Host {
+    /// Build a unikernel or a plugin, and print the path of the artefact
+    ///
+    /// A unikernel needs Rust 1.95 or later for the machine's own target, and nothing
+    /// else. The image goes to wharf/PACKAGE/BIN.elf in the package's target directory,
+    /// when it is one that `wharf run` accepts. A plugin goes to wharf/PACKAGE.wasm, when
+    /// `wharf policy check` accepts it.
+    Build(build::Args),
     /// Bring up the tasks of a TOML file and stay with them
     ///
     /// The first ctrl-C or SIGTERM stops them in reverse order, the second at once.
@@ -101,17 +122,6 @@ enum Command {
     Top(top::Args),
     /// Look at policy plugins and swap them
     Policy(policy::Args),
-    /// Print a shell's completions for wharf
-    ///
-    /// Where they go depends on the shell, for example:
-    ///
-    ///   wharf completions bash > ~/.local/share/bash-completion/completions/wharf
-    ///   wharf completions fish > ~/.config/fish/completions/wharf.fish
-    #[command(verbatim_doc_comment)]
-    Completions {
-        /// The shell
-        shell: Shell,
-    },
 }
 
 /// How much to say on standard error.
@@ -147,26 +157,26 @@ impl Verbosity {
     }
 }
 
-/// Runs the command that the process was started with.
+/// A command that the program `wharf` does not do itself.
+#[derive(Debug)]
+pub struct HostCommand {
+    command: Host,
+    progress: Progress,
+}
+
+/// Runs the command that the process was started with. What concerns one guest is
+/// done here, and the rest by `others`.
 #[must_use]
-pub fn main() -> ExitCode {
+pub fn main(others: fn(HostCommand) -> anyhow::Result<u8>) -> ExitCode {
     let Cli { command, verbosity } = Cli::parse();
     start_log(verbosity.level());
+    let progress = verbosity.progress();
     let result = match command {
-        Command::Run(args) => run::run(args, verbosity.progress()),
-        Command::Build(args) => build::run(&args, verbosity.progress()),
+        Command::Run(args) => run::run(args, progress),
         Command::New(args) => new::run(&args),
         Command::Doctor(args) => doctor::run(&args),
-        Command::Up(args) => up::run(&args, verbosity.progress()),
-        Command::Down(args) => down::run(&args),
-        Command::Ps(args) => ps::run(&args),
-        Command::Logs(args) => logs::run(&args),
-        Command::Stop(args) => stop::run(&args),
-        Command::Restart(args) => restart::run(&args),
-        Command::Events(args) => events::run(&args),
-        Command::Top(args) => top::run(&args),
-        Command::Policy(args) => policy::run(&args, verbosity.progress()),
         Command::Completions { shell } => completions(shell),
+        Command::Host(command) => others(HostCommand { command, progress }),
     };
     match result {
         Ok(status) => ExitCode::from(status),
@@ -174,6 +184,47 @@ pub fn main() -> ExitCode {
             output::complain(&one_line(error.as_ref()));
             ExitCode::from(REFUSED)
         }
+    }
+}
+
+/// Does what the program `wharf-host` is for.
+///
+/// # Errors
+///
+/// When it cannot be done, or is refused.
+pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8> {
+    match command {
+        Host::Build(args) => build::run(&args, progress),
+        Host::Up(args) => up::run(&args, progress),
+        Host::Down(args) => down::run(&args),
+        Host::Ps(args) => ps::run(&args),
+        Host::Logs(args) => logs::run(&args),
+        Host::Stop(args) => stop::run(&args),
+        Host::Restart(args) => restart::run(&args),
+        Host::Events(args) => events::run(&args),
+        Host::Top(args) => top::run(&args),
+        Host::Policy(args) => policy::run(&args, progress),
+    }
+}
+
+/// Has `wharf-host`, which lies beside this program, do what this process was
+/// started for. Who runs one guest does not pay for a compiler of policies and a
+/// server, not even for having them in memory.
+///
+/// # Errors
+///
+/// When it is not there; else this never returns.
+pub fn hand_over(_: HostCommand) -> anyhow::Result<u8> {
+    let program = env::current_exe().context("cannot find this program")?;
+    let host = program.with_file_name("wharf-host");
+    let mut command = std::process::Command::new(&host);
+    let error = command.arg0("wharf").args(env::args_os().skip(1)).exec();
+    match error.kind() {
+        io::ErrorKind::NotFound => bail!(
+            "this needs {}, which is not there: `cargo build --release -p wharf` makes both programs",
+            host.display()
+        ),
+        _ => Err(error).with_context(|| format!("cannot start {}", host.display())),
     }
 }
 

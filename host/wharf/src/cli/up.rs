@@ -20,7 +20,7 @@ use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
 use crate::device::attach;
 use crate::run::signals::block_stops;
-use crate::text::one_line;
+use crate::text::{one_line, visible};
 
 /// How long a detached host may take to bring its tasks up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -266,8 +266,8 @@ fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<JoinHandle<(
 
 fn line(event: &Event) -> String {
     let task = event.task.as_deref().unwrap_or("cell");
-    let kind = format!("{:?}", event.kind).to_lowercase();
-    let detail = host::visible(&event.detail);
+    let kind = event.kind.word();
+    let detail = visible(&event.detail);
     match detail.as_str() {
         "" => format!("{task}: {kind}"),
         detail => format!("{task}: {kind}: {detail}"),

@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use super::field::Field;
 use super::findings::{Findings, quote};
 use super::publish::Publish;
+use crate::cell::LogFile;
 
 /// Most virtual machines of a cell. Each that is made registers a notifier with
 /// the process's address space, and KVM asks all of them at every change of it.
@@ -34,15 +35,23 @@ impl Claims {
         }
     }
 
-    /// Two writers of one file would rename it under each other.
-    pub(super) fn log(&mut self, field: Field<'_>, file: &Path, found: &mut Findings<'_>) {
-        let file = plain(file);
-        if let Some(&at) = self.logs.get(&file) {
+    /// Two writers of one file would rename it under each other, and one whose file is
+    /// another's full one would lose it.
+    pub(super) fn log(&mut self, field: Field<'_>, log: &LogFile, found: &mut Findings<'_>) {
+        let file = normal(&log.file);
+        let full = (1..=log.keep).map(|number| {
+            let mut name = file.clone().into_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        });
+        let files: Vec<PathBuf> = std::iter::once(file.clone()).chain(full).collect();
+        if let Some(&at) = files.iter().find_map(|file| self.logs.get(file)) {
             let line = found.line(at);
             let what = format!("is another task's log at line {line}: name another");
             field.wrong(what, found);
         } else {
-            self.logs.insert(file, field.at());
+            self.logs
+                .extend(files.into_iter().map(|file| (file, field.at())));
         }
     }
 
@@ -54,7 +63,7 @@ impl Claims {
         writes: bool,
         found: &mut Findings<'_>,
     ) {
-        let file = plain(file);
+        let file = normal(file);
         match self.disks.get(&file) {
             Some(&(at, written)) if written || writes => {
                 let line = found.line(at);
@@ -109,9 +118,19 @@ impl Claims {
     }
 }
 
-/// A path without the parts that mean nothing.
-fn plain(file: &Path) -> PathBuf {
-    file.components()
-        .filter(|part| *part != Component::CurDir)
-        .collect()
+/// The path without `.` and `..`, as far as its text tells.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir
+                if matches!(normal.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                normal.pop();
+            }
+            part => normal.push(part),
+        }
+    }
+    normal
 }

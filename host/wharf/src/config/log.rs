@@ -22,9 +22,6 @@ pub(super) fn read(
     let section = field.section("a log", &[FILE, SIZE, KEEP], found)?;
     let written = section.require(FILE, found);
     let file = written.and_then(|it| it.path(found));
-    if let Some((written, file)) = written.zip(file.as_ref()) {
-        claims.log(written, file, found);
-    }
     let size = section.get(SIZE).and_then(|it| {
         let size = it.size(found)?;
         if size == 0 {
@@ -35,9 +32,11 @@ pub(super) fn read(
     let keep = section
         .get(KEEP)
         .and_then(|it| it.number(0..=KEEP_MAX, found));
-    Some(LogFile {
+    let log = LogFile {
         file: file?,
         size: size.unwrap_or(LOG_SIZE_DEFAULT),
         keep: keep.unwrap_or(LOG_KEEP_DEFAULT),
-    })
+    };
+    claims.log(written?, &log, found);
+    Some(log)
 }

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::text::printable;
+
 /// One thing that is wrong in a file, where, and what to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -57,7 +59,10 @@ impl fmt::Display for Problem {
             column,
             message,
         } = self;
-        write!(f, "{}:{line}:{column}: {message}", file.display())
+        // Neither the file's name nor what stands in it commands a terminal.
+        let file = printable(&file.display().to_string());
+        let message = printable(message);
+        write!(f, "{file}:{line}:{column}: {message}")
     }
 }
 

@@ -243,6 +243,18 @@ fn each_mistake_is_told_with_its_place_and_the_way_out() {
             "8:12: file is another task's log at line 4: name another",
         ),
         (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nlog.file = \"x.log\"\n[[task]]\nname = \"b\"\nimage = \"i\"\nlog.file = \"y/../x.log\"",
+            "8:12: file is another task's log at line 4: name another",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nlog.file = \"x.log\"\n[[task]]\nname = \"b\"\nimage = \"i\"\nlog.file = \"x.log.3\"",
+            "8:12: file is another task's log at line 4: name another",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nlog.file = \"x.log.1\"\n[[task]]\nname = \"b\"\nimage = \"i\"\nlog.file = \"x.log\"",
+            "8:12: file is another task's log at line 4: name another",
+        ),
+        (
             "[[task]]\nname = \"a\"\nimage = \"i\"\npublish = [\"80:80\"]\n[[task]]\nname = \"b\"\nimage = \"i\"\npublish = [\"0.0.0.0:80:81\"]",
             "8:12: publish 0.0.0.0:80 is taken at line 4: choose another port",
         ),
@@ -642,6 +654,8 @@ fn what_does_not_meet_is_no_clash() {
             "publish = [\"127.0.0.2:80:80\"]",
         ),
         ("log.file = \"a.log\"", "log.file = \"b.log\""),
+        ("log.file = \"a.log\"", "log.file = \"a.log.4\""),
+        ("log.file = \"../a.log\"", "log.file = \"a.log\""),
         (
             "block = [{ device = \"d\", file = \"a\" }]",
             "block = [{ device = \"d\", file = \"b\" }]",
@@ -702,6 +716,86 @@ fn a_file_that_is_wrong_everywhere_is_refused_in_few_short_lines() {
         let deep = format!("a = {}", opening.repeat(100_000));
         assert_eq!(problems(&deep).len(), 1);
     }
+}
+
+/// Nothing that stands in a file, nor its name, reaches a terminal as a command.
+#[test]
+fn a_file_does_not_command_the_terminal() {
+    let base = "[[task]]\nname = \"a\"\nimage = \"x\"\n";
+    for odd in [
+        "memory = \x1b[31mred",
+        "memory = \"\x1b[31m\"",
+        "\"\x1b[31m\" = 1",
+        "\"\\u001b[31m\" = 1",
+        "memory = \"\\u001b[31m\"",
+        "memory = \x7f",
+        "memory = \u{202e}gnp",
+        "\"\u{202e}gnp\" = 1",
+        "restart = \"\\u009b31m\"",
+        "publish = [\"\\u001b\\n:80:80\"]",
+        "log.file = \"\\u0000\"",
+        "\"\\u001b\" = 1\n\"\\u001b\" = 2",
+    ] {
+        let path = Path::new("\x1b]0;\u{202e}\n.toml");
+        let error = Config::parse(&format!("{base}{odd}\n"), path).unwrap_err();
+        for line in error.problems().map(ToString::to_string) {
+            let commands = |c: char| c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c);
+            assert!(!line.contains(commands), "{odd:?}: {line:?}");
+        }
+    }
+}
+
+/// As in `wharf up <(generate)`.
+#[test]
+fn a_pipe_is_read_to_its_end() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("pipe");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let writer = std::thread::spawn({
+        let path = path.clone();
+        move || fs::write(path, task(""))
+    });
+    assert_eq!(Config::load(&path).unwrap().tasks.len(), 1);
+    writer.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_mebibyte_of_tasks_is_refused_at_once() {
+    let tasks: String = (0..25_000)
+        .map(|number| format!("[[task]]\nname = \"t{number}\"\nimage = \"x\"\n"))
+        .collect();
+    assert!(tasks.len() > 900_000);
+    assert_eq!(problems(&tasks).len(), 1, "there are too many, said once");
+    let labels: Vec<_> = (0..60_000).map(|n| format!("k{n} = \"v\"")).collect();
+    parse(&task(&format!("labels = {{ {} }}", labels.join(", ")))).unwrap();
+}
+
+#[test]
+fn numbers_end_where_they_can_be_counted() {
+    for (line, what) in [
+        ("memory = \"18446744073709551616B\"", "too large"),
+        ("memory = \"16777216TiB\"", "too large"),
+        (
+            "memory = \"18446744073709547520B\"",
+            "more than a task can have",
+        ),
+        ("stop-timeout = \"18446744073709551616ns\"", "too large"),
+        ("stop-timeout = \"5124096h\"", "too large"),
+        ("weight = 4294967297", "out of range"),
+        ("replicas = 99999999999999999999999", "out of range"),
+        ("replicas = -9223372036854775809", "out of range"),
+        (
+            "log = { file = \"x\", size = \"18446744073709551615KiB\" }",
+            "too large",
+        ),
+    ] {
+        let told = problems(&task(line));
+        assert!(
+            told.len() == 1 && told[0].contains(what),
+            "{line}: {told:?}"
+        );
+    }
+    parse(&task("stop-timeout = \"18446744073709551615ns\"")).unwrap();
 }
 
 proptest! {

@@ -202,7 +202,8 @@ impl Client {
         self.call_with(Method::POST, &uri, Bytes::new(), TRIAL_PATIENCE)
     }
 
-    /// What a slot is asked and answers from now on, until so many questions.
+    /// What a slot is asked and answers from now on, until so many questions or so
+    /// much time.
     ///
     /// # Errors
     ///
@@ -211,11 +212,12 @@ impl Client {
         &self,
         slot: SlotName,
         count: Option<u64>,
+        time: Option<Duration>,
     ) -> Result<Lines<'_, TraceLine>, ClientError> {
-        match count {
-            Some(count) => self.lines(&format!("/v1/policies/{slot}/trace?count={count}")),
-            None => self.lines(&format!("/v1/policies/{slot}/trace")),
-        }
+        let count = count.map(|count| format!("count={count}"));
+        let time = time.map(|time| format!("for_ms={}", time.as_millis()));
+        let query: Vec<String> = count.into_iter().chain(time).collect();
+        self.lines(&format!("/v1/policies/{slot}/trace?{}", query.join("&")))
     }
 
     /// The metrics, as text.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::Bytes;
@@ -236,6 +236,9 @@ pub(super) async fn trace(
         header: Some(TraceLine::Trace(trace.header.clone())),
         trace,
         left: query.count.unwrap_or(u64::MAX),
+        end: query
+            .for_ms
+            .and_then(|ms| Instant::now().checked_add(Duration::from_millis(ms))),
     };
     Ok(feed::respond(lines, following))
 }
@@ -366,6 +369,7 @@ struct TraceLines {
     header: Option<TraceLine>,
     trace: Trace,
     left: u64,
+    end: Option<Instant>,
 }
 
 impl Feed for TraceLines {
@@ -387,6 +391,6 @@ impl Feed for TraceLines {
     }
 
     fn is_over(&self) -> bool {
-        self.left == 0
+        self.left == 0 || self.end.is_some_and(|end| Instant::now() >= end)
     }
 }

@@ -12,6 +12,10 @@ use utoipa::ToSchema;
 use crate::cell::NoSuchTask;
 use crate::cell::protocol::Selector;
 
+/// Most characters of an answer that says why: enough for every reason of ours, and
+/// little of a long request that it repeats.
+const REASON_MAX: usize = 300;
+
 /// Why a request was refused. Nothing has changed then.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub(super) struct Problem {
@@ -23,7 +27,11 @@ pub(super) struct Problem {
 
 impl Problem {
     pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        let error = error.into();
+        let mut error = error.into();
+        if let Some((end, _)) = error.char_indices().nth(REASON_MAX) {
+            error.truncate(end);
+            error.push('…');
+        }
         Self { error, status }
     }
 }

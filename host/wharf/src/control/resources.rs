@@ -70,4 +70,6 @@ pub(super) struct EventsQuery {
 pub(super) struct TraceQuery {
     /// End after so many questions; when nobody says, when the client goes.
     pub(super) count: Option<u64>,
+    /// End after so many milliseconds.
+    pub(super) for_ms: Option<u64>,
 }

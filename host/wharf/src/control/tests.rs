@@ -46,17 +46,25 @@ impl Host {
         Client::new(&self.path()).unwrap()
     }
 
-    /// Sends octets and returns the status and body of what comes back.
-    fn raw(&self, request: &str) -> (u16, String) {
+    /// Sends octets, and an end of them if that is wanted, and returns what comes back.
+    fn exchange(&self, request: &[u8], is_end_told: bool) -> Vec<u8> {
         let mut stream = UnixStream::connect(self.path()).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(5)))
             .unwrap();
         // A server that has heard enough may close before all is sent.
-        let _ = stream.write_all(request.as_bytes());
+        let _ = stream.write_all(request);
+        if is_end_told {
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+        }
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer);
-        let answer = String::from_utf8(answer).unwrap();
+        answer
+    }
+
+    /// Sends text and returns the status and body of what comes back.
+    fn raw(&self, request: &str) -> (u16, String) {
+        let answer = String::from_utf8(self.exchange(request.as_bytes(), false)).unwrap();
         let status = answer.split(' ').nth(1).map_or(0, |s| s.parse().unwrap());
         let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
         (status, body.to_owned())
@@ -146,6 +154,127 @@ fn what_is_too_large_is_refused() {
     assert_eq!(host.raw(&format!("{head}x-long: {body}\r\n\r\n")).0, 431);
     assert_eq!(host.raw("\x16\x03\x01 not HTTP\r\n\r\n").0, 400);
     assert_eq!(host.cell.tasks(), before);
+}
+
+#[test]
+fn odd_requests_are_refused_in_few_words_and_change_nothing() {
+    let host = Host::start();
+    let before = host.cell.tasks();
+    let stop = "POST /v1/tasks/web/stop HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+    let many: String = (0..200).map(|n| format!("x{n}: y\r\n")).collect();
+    for (request, status) in [
+        (&b"GET /v1/tasks/\xff\xfe HTTP/1.1\r\n\r\n"[..], 400),
+        (b"GET /v1/tasks/a\0 HTTP/1.1\r\n\r\n", 400),
+        (b"GET /v1/host\r\n\r\n", 400),
+        (
+            b"CONNECT wharf:80 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+            404,
+        ),
+        (format!("{stop}{many}\r\n").as_bytes(), 431),
+        (format!("{stop}content-length: -1\r\n\r\n").as_bytes(), 400),
+        (
+            format!("{stop}content-length: 1\r\ncontent-length: 2\r\n\r\nab").as_bytes(),
+            400,
+        ),
+        (
+            format!("{stop}content-length: 99999999999999999999\r\n\r\n").as_bytes(),
+            400,
+        ),
+        (
+            format!("{stop}transfer-encoding: chunked\r\n\r\nxyz\r\n").as_bytes(),
+            413,
+        ),
+        (
+            format!(
+                "GET /{} HTTP/1.1\r\nconnection: close\r\n\r\n",
+                "x".repeat(9_000)
+            )
+            .as_bytes(),
+            404,
+        ),
+        (
+            format!(
+                "GET /v1/events?{} HTTP/1.1\r\nconnection: close\r\n\r\n",
+                "x".repeat(9_000)
+            )
+            .as_bytes(),
+            400,
+        ),
+    ] {
+        let answer = host.exchange(request, false);
+        let text = String::from_utf8_lossy(&answer);
+        let shown = String::from_utf8_lossy(&request[..request.len().min(60)]);
+        assert!(
+            text.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{shown}: {text}"
+        );
+        assert!(answer.len() < 2_000, "{shown}: {} bytes", answer.len());
+    }
+    assert_eq!(host.cell.tasks(), before);
+}
+
+#[test]
+fn requests_may_come_in_one_piece_and_their_end_before_the_answer() {
+    let host = Host::start();
+    let request = "GET /v1/tasks HTTP/1.1\r\nhost: x\r\n\r\n";
+    let last = "GET /v1/tasks HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let many = request.repeat(300) + last;
+    let answers = host.exchange(many.as_bytes(), false);
+    let answers = String::from_utf8(answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 ").count(), 301);
+    // What does not write any more still reads.
+    for path in [
+        "/v1/tasks",
+        "/metrics",
+        "/v1/tasks/web/console",
+        "/v1/events",
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        let answer = host.exchange(request.as_bytes(), true);
+        assert!(answer.starts_with(b"HTTP/1.1 200 "), "{path}");
+    }
+    let stop = "POST /v1/tasks/db/stop HTTP/1.1\r\nhost: x\r\n\r\n";
+    assert!(
+        host.exchange(stop.as_bytes(), true)
+            .starts_with(b"HTTP/1.1 202 ")
+    );
+}
+
+/// As many as there is room for say nothing, or not all of it; nobody waits for them
+/// longer than a client has patience.
+#[test]
+fn who_says_nothing_keeps_nobody_out() {
+    let host = Host::start();
+    let mut silent = Vec::new();
+    for number in 0..64 {
+        let mut stream = UnixStream::connect(host.path()).unwrap();
+        if number % 2 == 0 {
+            stream.write_all(b"GET /v1/ho").unwrap();
+        }
+        silent.push(stream);
+    }
+    assert_eq!(host.client().tasks(None).unwrap().len(), 3);
+    for mut stream in silent {
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let mut rest = Vec::new();
+        // Closed or reset, but not left open.
+        let closed = stream.read_to_end(&mut rest);
+        assert!(!closed.is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock));
+    }
+}
+
+#[test]
+fn who_asks_for_much_and_reads_nothing_keeps_nobody_out() {
+    let host = Host::start();
+    host.rings[0].append(&[0; 256 << 10]);
+    let mut stuck = UnixStream::connect(host.path()).unwrap();
+    stuck.set_nonblocking(true).unwrap();
+    let request = "GET /v1/tasks/web/console HTTP/1.1\r\nhost: x\r\n\r\n".repeat(100);
+    while stuck.write(request.as_bytes()).is_ok() {}
+    assert_eq!(host.client().tasks(None).unwrap().len(), 3);
+    host.serving.end();
 }
 
 #[test]

@@ -108,12 +108,15 @@ fn run(command: &mut Command, limit: Duration, progress: Progress) -> Result<(),
 }
 
 /// The first line that is an error as rustup or apt-get writes one, else the last of
-/// all.
+/// all. Not the whole of it, which was shown.
 fn reason(output: &str, status: ExitStatus) -> String {
     let mut lines = output.lines().map(str::trim).filter(|it| !it.is_empty());
     let error = |line: &&str| line.starts_with("error: ") || line.starts_with("E: ");
     let found = lines.clone().find(error).or_else(|| lines.next_back());
-    found.map_or_else(|| status.to_string(), str::to_owned)
+    found.map_or_else(
+        || status.to_string(),
+        |line| line.chars().take(120).collect(),
+    )
 }
 
 /// Reads to the end and shows it; `None` when the time is over before.

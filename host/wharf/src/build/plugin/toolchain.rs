@@ -1,7 +1,7 @@
 //! What on this machine compiles to WebAssembly, and what to do when nothing does.
 //!
 //! [`Facts::gather`] looks; [`plan`] alone decides, so that every choice can be
-//! tested on machines that are not this one; [`Toolchain::find`] acts. What was
+//! tested on machines that are not this one; `Toolchain::find` acts. What was
 //! installed once is found by looking the next time, so nothing else is remembered.
 
 use std::ffi::OsString;

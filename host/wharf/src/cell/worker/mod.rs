@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use wharf_machine::Hypervisor;
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::SliceEnd;
@@ -76,6 +76,8 @@ pub(super) enum FromWorker {
     Idle(usize),
     /// More is ready here than this worker gets to.
     Crowded(usize),
+    /// It panicked.
+    Broken(usize),
 }
 
 /// What is needed to make a guest.
@@ -116,14 +118,36 @@ pub(super) fn start(
         messages,
         kicker: Arc::clone(&kicker),
     };
+    let (ready, is_ready) = bounded(1);
     let thread = std::thread::Builder::new()
         .name(format!("worker {index}"))
-        .spawn(move || match Kicks::on_this_thread(kicker) {
-            Ok(kicks) => Worker::new(index, hypervisor, slots, inbox, outbox, kicks).run(),
-            Err(e) => log::error!("worker {index} cannot run: {e}"),
+        .spawn(move || {
+            let kicks = Kicks::on_this_thread(kicker);
+            let refusal = kicks.as_ref().err().copied();
+            // Who started this thread waits for the answer.
+            let _ = ready.send(refusal.map_or(Ok(()), Err));
+            if let Ok(kicks) = kicks {
+                let _farewell = Farewell(index, outbox.clone());
+                Worker::new(index, hypervisor, slots, inbox, outbox, kicks).run();
+            }
         })
         .map_err(CellError::Thread)?;
+    // A worker that is given tasks and cannot run would keep them for ever.
+    let started = is_ready.recv().unwrap_or(Err(nix::Error::ECANCELED));
+    started.map_err(|e| CellError::Thread(e.into()))?;
     Ok((mailbox, thread))
+}
+
+/// Tells the supervisor when a worker panics, whose guests are gone then.
+struct Farewell(usize, Sender<FromWorker>);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // A supervisor that is gone has ended the cell.
+            let _ = self.1.send(FromWorker::Broken(self.0));
+        }
+    }
 }
 
 struct Worker {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,7 +12,7 @@ use wharf_model::policy::SlotName;
 
 use super::{Settings, slot_parser};
 use crate::build::{BuildOptions, Progress, Source};
-use crate::cli::host::Host;
+use crate::cli::host::{Host, Waiting};
 use crate::cli::{output, table};
 use crate::control::{BUILT_IN, ShadowReport, SwapReport, SwapRequest};
 use crate::units::parse_duration;
@@ -66,7 +67,7 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         dry_run: args.dry_run,
         discard_state: args.discard_state,
     };
-    let done = client.swap(args.slot, &request)?;
+    let done = patiently(|| client.swap(args.slot, &request))??;
     let report = if args.json {
         output::json(&done)?
     } else {
@@ -74,6 +75,20 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     };
     output::print(report.as_bytes())?;
     Ok(0)
+}
+
+/// Does what may take a minute, and says meanwhile that it is being done.
+fn patiently<T: Send>(work: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
+    let mut waiting = Waiting::start();
+    thread::scope(|scope| {
+        let work = scope.spawn(work);
+        while !work.is_finished() {
+            thread::sleep(Duration::from_millis(5));
+            waiting.say("the plugin is being tried");
+        }
+        work.join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))
+    })
 }
 
 /// Where a component is that the host can open, built first when it has to be.

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::ValueHint;
@@ -29,7 +29,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     count: Option<u64>,
 
-    /// End after this time; looked at when a question comes
+    /// End after this time
     #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
     time: Option<Duration>,
 
@@ -44,11 +44,10 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let client = args.host.client()?;
-    let lines = client.trace(args.slot, args.count)?;
+    let lines = client.trace(args.slot, args.count, args.time)?;
     let name = args.file.display();
     let file = File::create(&args.file).with_context(|| format!("cannot write {name}"))?;
     let mut file = BufWriter::new(file);
-    let start = Instant::now();
     let (mut written, mut seen, mut left_out) = (0_u64, 0_u64, 0_u64);
     let mut waiting = Waiting::start();
     for line in lines {
@@ -68,9 +67,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         let put = file.write_all(&bytes).and_then(|()| file.flush());
         put.with_context(|| format!("cannot write {name}"))?;
         waiting.say(&format!("{seen} questions, ctrl-C ends"));
-        if args.time.is_some_and(|limit| start.elapsed() >= limit) {
-            break;
-        }
     }
     drop(waiting);
     let missed = match left_out {
