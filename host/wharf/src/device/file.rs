@@ -52,6 +52,11 @@ impl FileDisk {
                 expected,
             });
         }
+        if len == 0 {
+            return Err(DiskError::Empty {
+                file: path.to_owned(),
+            });
+        }
         if !is_disk_size(len) {
             let (file, found) = (path.to_owned(), len);
             return Err(DiskError::Uneven { file, found });

@@ -127,6 +127,15 @@ pub enum DiskError {
         /// Its bytes.
         found: u64,
     },
+    /// The file has nothing in it.
+    #[error(
+        "{} is empty: make it larger with `truncate`, or take it away and say size = \"64MiB\"",
+        file.display()
+    )]
+    Empty {
+        /// The file.
+        file: PathBuf,
+    },
     /// Somebody else has the file in a way that does not go with this one.
     #[error("{} is in use by {by}: end that first, or name another file", file.display())]
     InUse {
