@@ -500,6 +500,7 @@ fn a_fixed_image_is_what_was_put_in() {
     let device = |kind, name: &str| Device {
         kind,
         name: name.to_owned(),
+        abi_name: wharf_abi::manifest::Name::new(name),
     };
     assert_eq!(
         view.devices,
