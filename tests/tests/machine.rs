@@ -213,14 +213,18 @@ fn odd_widths_and_directions_at_an_open_port_are_no_hypercalls() {
         })
     };
     let open = i32::from(port);
-    // Exit, Wait and ConsoleWrite are neighbours: two bytes at Exit are allowed
-    // by the CPU, so the host must refuse them; four are not.
+    // Exit, Wait, ConsoleWrite and Kick are neighbours: two bytes at Exit, and four,
+    // are allowed by the CPU, so the host must refuse them; four at Wait are not.
     assert_eq!(
         cause(&assemble(|a| a.out(open, iced_x86::code_asm::ax))),
         expected(Direction::Out, 2)
     );
-    assert!(matches!(
+    assert_eq!(
         cause(&assemble(|a| a.out(open, eax))),
+        expected(Direction::Out, 4)
+    );
+    assert!(matches!(
+        cause(&assemble(|a| a.out(open + 1, eax))),
         End::Fault(Cause::Exception(_))
     ));
     assert_eq!(
