@@ -719,8 +719,8 @@ fn one_look_does_a_bounded_amount() {
         (used_index(&run), memory(&run, STATUS, 1))
     };
     let most = u32::try_from(REQUEST_MAX).unwrap();
-    assert_eq!(looks(most), (1, vec![0]));
-    assert_eq!(looks(most / 2), (2, vec![0]));
+    assert_eq!(looks(most), (2, vec![0]));
+    assert_eq!(looks(most / 2), (4, vec![0]));
     // Beyond the most of one request nothing is done at all.
     assert_eq!(looks(most + 512), (8, vec![1]));
 }

@@ -40,10 +40,11 @@ use chain::Chain;
 use setup::Accepted;
 pub(crate) use user::UserMemory;
 
-/// What one look at the rings does at most: requests and bytes. A worker has other
-/// guests to run; what is left over is done at the guest's next turn.
+/// What one look at the rings does at most: requests and bytes, about a millisecond of
+/// either where nothing has to be waited for. A worker has other guests to run; what
+/// is left over is done at the guest's next turn.
 const REQUESTS_AT_ONCE: u32 = 256;
-const BYTES_AT_ONCE: u64 = REQUEST_MAX;
+const BYTES_AT_ONCE: u64 = 8 << 20;
 
 /// What stands behind a device.
 #[derive(Debug)]
