@@ -375,6 +375,40 @@ fn a_host_does_not_come_up_when_a_disk_cannot_be_had() {
     }
 }
 
+/// The plugin gives each replica a disk of its own, of which the image declares none
+/// by name.
+#[test]
+fn a_router_gives_a_device_another_file() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let plugin = output(&mut wharf(["build", "plugins/static-routes"]));
+    assert_eq!(plugin.status, 0, "{}", plugin.stderr);
+    let toml = format!(
+        "[policy.router]\nplugin = \"{}\"\n\
+         config = {{ \"device-data@kv.0\" = \"a\", \"device-data@kv.1\" = \"b\" }}\n\
+         [[task]]\nname = \"kv\"\nimage = \"{}\"\nreplicas = 2\n\
+         [[task.block]]\ndevice = \"a\"\nfile = \"a.img\"\nsize = \"1MiB\"\n\
+         [[task.block]]\ndevice = \"b\"\nfile = \"b.img\"\nsize = \"2MiB\"\n",
+        plugin.stdout.trim_end(),
+        app("disk").display()
+    );
+    let host = Host::up(path, &toml);
+    // It compiles the plugin first, and answers nobody until then.
+    host.until("it answers", || {
+        (host.try_ask(&["ps"]).status == 0).then_some(())
+    });
+    for (replica, len) in [("kv.0", MIB), ("kv.1", 2 * MIB)] {
+        let task = host.until_task(replica, |task| task.optional("exit_status").is_some());
+        assert_eq!(task.optional("exit_status"), Some(0), "{task:?}");
+        let said = format!("{len} bytes\nrun 1\nflushed\n");
+        assert_eq!(host.ask(&["logs", replica]), said);
+    }
+    for name in ["a.img", "b.img"] {
+        assert_eq!(fs::read(path.join(name)).unwrap()[0], 1, "{name}");
+    }
+}
+
 /// A process that has the file for as long as it runs.
 fn hold(path: &Path, options: &str) -> Child {
     let mut child = run("diskload", &[disk(path, options)], &["hold"])

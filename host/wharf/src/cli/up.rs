@@ -196,7 +196,7 @@ fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<(
     for block in &spec.blocks {
         let open = block.open();
         open.with_context(|| format!("task {}: device {:?}", spec.name, block.device))?;
-        if spec.replicas > 1 && block.is_written() {
+        if !routed && spec.replicas > 1 && block.is_written() {
             let (task, device, replicas) = (&spec.name, &block.device, spec.replicas);
             bail!(
                 "task {task}: device {device:?}: {replicas} replicas cannot write one file: write \
