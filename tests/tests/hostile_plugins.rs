@@ -175,9 +175,10 @@ fn a_flood_of_log_lines() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
     let host = host(directory.path());
-    let plugin = PluginWat::new("scheduler").import(LOG).body(
+    let noise = "(data (i32.const 512) \"noise\")";
+    let plugin = PluginWat::new("scheduler").import(LOG).item(noise).body(
         "next",
-        &format!("(call $log (i32.const 3) (i32.const 128) (i32.const 8)) {FIRST}"),
+        &format!("(call $log (i32.const 3) (i32.const 512) (i32.const 5)) {FIRST}"),
     );
     let begin = std::time::Instant::now();
     swap(&host, directory.path(), &plugin);
@@ -185,7 +186,7 @@ fn a_flood_of_log_lines() {
         (slot(&host).number("calls") > 500).then_some(())
     });
     let seconds = begin.elapsed().as_secs() + 2;
-    let lines = host.said().matches("hand-made 1.0.0:").count();
+    let lines = host.said().matches("hand-made 1.0.0: noise").count();
     assert!(lines > 0, "what it says is told: {}", host.said());
     // Its trials are instances of their own, each with a first second.
     let most = usize::try_from(seconds * 11 + 30).unwrap();

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmtime::{Store, Trap};
+use wasmtime::{PoolConcurrencyLimitError, Store, Trap};
 use wharf_model::policy::{Answer, Choice, Question, STATE_LEN, SlotName, View};
 
-use crate::bindings::{lifecycle, router, scheduler, setting, types, upgrader};
+use crate::bindings::{VERSION, lifecycle, router, scheduler, setting, types, upgrader};
 use crate::engine::{Calling, Engine};
 use crate::plugin::Plugin;
 use crate::sandbox::{Sandbox, TimeOut, tick};
@@ -50,6 +50,14 @@ pub enum Fault {
     /// It has not what the slot asks.
     #[error("it does not export {0}")]
     OtherSlot(SlotName),
+    /// Its types are others than the contract's.
+    #[error("its {interface} is not that of wharf:policy {VERSION}: {cause}")]
+    Shape {
+        /// Which interface.
+        interface: &'static str,
+        /// What wasmtime says.
+        cause: String,
+    },
     /// There is no room for another instance.
     #[error("it cannot be instantiated: {0}")]
     Instantiate(String),
@@ -109,7 +117,10 @@ impl Instance {
         store.limiter(|sandbox| &mut sandbox.limits);
         store.epoch_deadline_callback(tick);
         let _calling = allow(engine, &mut store, SET_UP_TIME);
-        let cannot = |e: wasmtime::Error| fault_of("instantiation", SET_UP_TIME, &e);
+        let cannot = |e: wasmtime::Error| match e.downcast_ref::<PoolConcurrencyLimitError>() {
+            Some(limit) => Fault::Instantiate(limit.to_string()),
+            None => fault_of("instantiation", SET_UP_TIME, &e),
+        };
         let exports = &plugin.exports;
         let instance = plugin.pre.instantiate(&mut store).map_err(cannot)?;
         let lifecycle = exports.lifecycle.load(&mut store, &instance);
@@ -126,10 +137,10 @@ impl Instance {
             .as_ref()
             .map(|it| it.load(&mut store, &instance));
         Ok(Self {
-            lifecycle: lifecycle.map_err(cannot)?,
-            scheduler: scheduler.transpose().map_err(cannot)?,
-            router: router.transpose().map_err(cannot)?,
-            upgrader: upgrader.transpose().map_err(cannot)?,
+            lifecycle: shape("lifecycle", lifecycle)?,
+            scheduler: shape("scheduler", scheduler.transpose())?,
+            router: shape("router", router.transpose())?,
+            upgrader: shape("upgrader", upgrader.transpose())?,
             engine: engine.clone(),
             plugin: Arc::clone(plugin),
             store,
@@ -286,6 +297,14 @@ fn fault_of(call: &'static str, limit: Duration, error: &wasmtime::Error) -> Fau
         call,
         cause: wharf_model::policy::check::short(&cause),
     }
+}
+
+/// What was found of an interface, if its types are the contract's.
+pub(crate) fn shape<T>(interface: &'static str, found: wasmtime::Result<T>) -> Result<T, Fault> {
+    found.map_err(|e| Fault::Shape {
+        interface,
+        cause: wharf_model::policy::check::short(&e.root_cause().to_string()),
+    })
 }
 
 fn refused(call: &'static str, reason: &str) -> Fault {

@@ -15,7 +15,7 @@ use wharf_model::policy::check::short;
 
 use crate::bindings::{VERSION, lifecycle, router, scheduler, upgrader};
 use crate::engine::Engine;
-use crate::instance::{Fault, Instance};
+use crate::instance::{Fault, Instance, shape};
 use crate::sandbox::Sandbox;
 
 /// Bytes of the largest component that is looked at. Python's are 18 MB.
@@ -66,15 +66,7 @@ pub enum Refusal {
     /// It has no questions that it answers.
     #[error("it exports none of wharf:policy's scheduler, router and upgrader")]
     NoSlot,
-    /// What it exports has not the shape that the contract says.
-    #[error("its {interface} is not that of wharf:policy {VERSION}: {cause}")]
-    Shape {
-        /// Which interface.
-        interface: &'static str,
-        /// What wasmtime says.
-        cause: String,
-    },
-    /// It does not say who it is.
+    /// It has not the contract's types, or does not say who it is.
     #[error(transparent)]
     Fault(#[from] Fault),
     /// Its numbers contradict each other.
@@ -300,13 +292,6 @@ fn known_version(name: &str) -> Result<(), Refusal> {
         .is_ok_and(|it| (it.major, it.minor) == (VERSION.major, VERSION.minor));
     same.then_some(()).ok_or_else(|| Refusal::Version {
         theirs: short(theirs),
-    })
-}
-
-fn shape<T>(interface: &'static str, found: wasmtime::Result<T>) -> Result<T, Refusal> {
-    found.map_err(|e| Refusal::Shape {
-        interface,
-        cause: short(&format!("{e:#}")),
     })
 }
 

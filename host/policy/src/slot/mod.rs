@@ -43,6 +43,9 @@ pub use swap::{
 /// Questions that are kept to rehearse a candidate with.
 const RECENT: usize = 64;
 
+/// Chores that wait for the keeper when it gets no instances to drop any more.
+const CHORES: usize = 4;
+
 /// While what is built in answers unwatched, a question this often is kept.
 const SAMPLE_NS: u64 = 10_000_000;
 
@@ -395,8 +398,11 @@ impl Slot {
     }
 
     fn discard(&self, instance: Instance) {
-        // Without a keeper it is dropped here, which is only slower.
-        let _ = self.chores.send(Chore::Drop(Box::new(instance)));
+        // There is room for so many instances only: a keeper that is behind gets no
+        // more of them. Without a keeper it is dropped here, too.
+        if self.chores.len() < CHORES {
+            let _ = self.chores.send(Chore::Drop(Box::new(instance)));
+        }
     }
 
     fn tell(&self, kind: NoticeKind, plugin: &str, detail: String) {
