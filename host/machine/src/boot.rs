@@ -1,5 +1,6 @@
 //! Filling a guest's memory before its first instruction.
 
+use serde::{Deserialize, Serialize};
 use wharf_abi::boot::ARGS_MAX;
 use wharf_abi::manifest::DEVICES_MAX;
 use wharf_abi::{AbiVersion, BootPage, Clock, DeviceEntry, Span};
@@ -30,7 +31,7 @@ const DEVICES_AT: u64 = 1024;
 const _: () = assert!(1024 + DEVICES_MAX * size_of::<DeviceEntry>() <= 4096);
 
 /// What a guest gets besides its image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootConfig {
     /// Memory in bytes, a multiple of 4 KiB.
     pub memory: u64,
@@ -50,8 +51,10 @@ impl Default for BootConfig {
     }
 }
 
-/// A guest's arguments, as its boot page carries them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A guest's arguments, as its boot page carries them. Serialised they are a list of
+/// strings, which is checked again on the way in.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>", into = "Vec<String>")]
 pub struct Args {
     /// NUL-terminated strings, one behind the other.
     block: Vec<u8>,
@@ -101,6 +104,24 @@ impl Args {
     /// Bytes of the block.
     pub(crate) fn len(&self) -> u64 {
         u64_of(self.block.len())
+    }
+}
+
+impl TryFrom<Vec<String>> for Args {
+    type Error = ArgsError;
+
+    fn try_from(args: Vec<String>) -> Result<Self, ArgsError> {
+        Self::new(args)
+    }
+}
+
+impl From<Args> for Vec<String> {
+    fn from(args: Args) -> Self {
+        let strings = args.block.split_inclusive(|byte| *byte == 0);
+        strings
+            .map(|arg| arg.strip_suffix(&[0]).unwrap_or(arg))
+            .map(|arg| String::from_utf8_lossy(arg).into_owned())
+            .collect()
     }
 }
 

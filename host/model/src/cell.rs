@@ -18,6 +18,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Instant, Outcome};
 
 /// Pause before the first restart. Short: most restarts are of something that
@@ -33,7 +35,8 @@ pub const BACKOFF_LAST: Duration = Duration::from_secs(30);
 pub const HEALTHY: Duration = Duration::from_secs(10);
 
 /// When a task is started again after it ended by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// Not at all.
     Never,

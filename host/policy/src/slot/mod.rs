@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
+use serde::{Deserialize, Serialize};
 use wharf_model::policy::slot::{Action, Event, Slot as Rules, State as Standing};
 use wharf_model::policy::{
     Answer, AttachVerdict, Nonsense, Question, SlotName, Verdict, built_in, check,
@@ -50,7 +51,8 @@ const CHORES: usize = 4;
 const SAMPLE_NS: u64 = 10_000_000;
 
 /// Who answers when a plugin cannot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnFault {
     /// What is built in.
     #[default]
@@ -60,7 +62,7 @@ pub enum OnFault {
 }
 
 /// How a slot treats its plugins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotConfig {
     /// How long a question may take.
     pub deadline: Duration,

@@ -2,15 +2,24 @@
 //! supervisor that keeps them alive.
 //!
 //! ```text
-//!   control, signals ──Request──▶ supervisor ──ToWorker──▶ worker (one a core)
-//!                     ◀──reply──   (model)   ◀─FromWorker─  runs its guests inline
+//!   control, signals ──Command──▶ supervisor ──ToWorker──▶ worker (one a core)
+//!                     ◀──Reply──    (model)   ◀─FromWorker─  runs its guests inline
+//!                     ◀─Event, Piece─                        │
+//!                          ▲      a window of the last ones  │
+//!                          └─────────────────────────────────┘
 //! ```
 //!
 //! The supervisor is a thread that owns the model and does nothing but pass on
-//! what it decides. A worker is a thread that owns virtual machines. They talk
-//! in owned values over channels; two things are shared besides, because a copy
-//! of them for every byte would be absurd: each task's [`ConsoleRing`] and the
-//! [`EventLog`]. And all ask one set of policy [`Slots`].
+//! what it decides. A worker is a thread that owns virtual machines. Whoever has a
+//! [`Cell`] talks to it in the owned, serialisable values of [`protocol`], and gets
+//! nothing else from it; [`Slots`] are the exception until policies have commands.
+//!
+//! What a cell tells unasked, events and consoles, it puts into two bounded
+//! windows, [`EventLog`] and [`Consoles`]. They belong to the handle, which reads
+//! owned values out of them without asking anybody: the supervisor may have ended
+//! before a guest's last words are read, a follower that has nothing to read
+//! wakes no thread, and bytes are copied once. Between processes, whoever reads
+//! the socket would fill them.
 
 pub mod console;
 pub mod events;
@@ -22,6 +31,8 @@ mod meters;
 mod policies;
 mod spec;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 use std::sync::Arc;
@@ -34,29 +45,10 @@ use wharf_machine::Hypervisor;
 use wharf_model::policy::SlotName;
 use wharf_policy::Slots;
 
-use console::ConsoleRing;
+use console::Consoles;
 use events::EventLog;
-use protocol::{Selector, TaskStatus};
-pub use spec::{LogFile, PolicySpec, TaskSpec};
-
-/// What a cell is to run.
-#[derive(Debug)]
-pub struct CellConfig {
-    /// Worker threads, at least one.
-    pub workers: u32,
-    /// The tasks, in the order in which they start. They stop in the other.
-    pub tasks: Vec<TaskSpec>,
-    /// The plugins that decide from the start on.
-    pub policies: Vec<PolicySpec>,
-}
-
-/// No task is called so.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no task is called {selector} (try `wharf ps`)")]
-pub struct NoSuchTask {
-    /// What was asked for.
-    pub selector: Selector,
-}
+use protocol::{Command, NoSuchTask, Reply, Selector, TaskStatus};
+pub use spec::{CellConfig, LogFile, PolicySpec, TaskSpec};
 
 /// The cell could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -96,23 +88,17 @@ const ANSWER_PERIOD: Duration = Duration::from_millis(50);
 pub struct Cell {
     requests: Sender<Request>,
     events: Arc<EventLog>,
+    consoles: Arc<Consoles>,
     slots: Arc<Slots>,
     over: Arc<AtomicBool>,
 }
 
-/// What the supervisor is asked, each with where the answer goes.
+/// A command on its way within this process: with where its reply goes.
 #[derive(Debug)]
-pub(crate) enum Request {
-    Tasks(Sender<Vec<TaskStatus>>),
-    Stop(Selector, Sender<Result<(), NoSuchTask>>),
-    Restart(Selector, Sender<Result<(), NoSuchTask>>),
-    Consoles(Selector, Sender<Result<Consoles, NoSuchTask>>),
-    /// End everything; a second time, at once.
-    Down,
+pub(crate) struct Request {
+    pub(crate) command: Command,
+    pub(crate) reply: Sender<Reply>,
 }
-
-/// Replicas' names, such as `web.0`, and their consoles.
-pub type Consoles = Vec<(String, Arc<ConsoleRing>)>;
 
 impl Cell {
     /// Starts workers, supervisor and tasks. The thread that is returned ends
@@ -129,22 +115,29 @@ impl Cell {
         policies::install(&slots, &config.policies)?;
         let (requests, inbox) = bounded(64);
         let over = Arc::new(AtomicBool::new(false));
+        let told = (Arc::clone(&events), Arc::clone(&over));
+        let (consoles, supervisor) = supervisor::start(config, &hypervisor, &slots, told, inbox)?;
         let cell = Self {
             requests,
-            events: Arc::clone(&events),
-            slots: Arc::clone(&slots),
-            over: Arc::clone(&over),
+            events,
+            consoles: Arc::new(consoles),
+            slots,
+            over,
         };
-        let supervisor = supervisor::start(config, &hypervisor, &slots, events, over, inbox)?;
         Ok((cell, supervisor))
     }
 
     /// A handle to a supervisor that somebody else started.
     #[cfg(test)]
-    pub(crate) fn with_supervisor(requests: Sender<Request>, events: Arc<EventLog>) -> Self {
+    pub(crate) fn with_supervisor(
+        requests: Sender<Request>,
+        events: Arc<EventLog>,
+        consoles: Consoles,
+    ) -> Self {
         Self {
             requests,
             events,
+            consoles: Arc::new(consoles),
             slots: Slots::new(Vec::new(), wharf_policy::SlotConfig::of, None, |_| {}),
             over: Arc::default(),
         }
@@ -154,7 +147,10 @@ impl Cell {
     /// when the cell has ended.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskStatus> {
-        self.ask(Request::Tasks).unwrap_or_default()
+        match self.ask(Command::Tasks) {
+            Some(Reply::Tasks(tasks)) => tasks,
+            _ => Vec::new(),
+        }
     }
 
     /// Stops what the selector means; it will not be started again. Returns when
@@ -164,8 +160,7 @@ impl Cell {
     ///
     /// When it means nothing.
     pub fn stop(&self, selector: &Selector) -> Result<(), NoSuchTask> {
-        self.ask(|reply| Request::Stop(selector.clone(), reply))
-            .unwrap_or(Ok(()))
+        self.begin(Command::Stop(selector.clone()))
     }
 
     /// Starts a new generation of what the selector means, ending the present
@@ -175,25 +170,14 @@ impl Cell {
     ///
     /// When it means nothing.
     pub fn restart(&self, selector: &Selector) -> Result<(), NoSuchTask> {
-        self.ask(|reply| Request::Restart(selector.clone(), reply))
-            .unwrap_or(Ok(()))
-    }
-
-    /// The consoles of what the selector means.
-    ///
-    /// # Errors
-    ///
-    /// When it means nothing.
-    pub fn consoles(&self, selector: &Selector) -> Result<Consoles, NoSuchTask> {
-        self.ask(|reply| Request::Consoles(selector.clone(), reply))
-            .unwrap_or(Ok(Vec::new()))
+        self.begin(Command::Restart(selector.clone()))
     }
 
     /// Begins to end the cell: tasks are stopped in reverse order. The second
-    /// call ends them at once.
+    /// call ends them at once. Returns when that has begun.
     pub fn down(&self) {
         // A supervisor that is gone has ended everything already.
-        let _ = self.requests.send(Request::Down);
+        let _ = self.ask(Command::Down);
     }
 
     /// What happened so far.
@@ -202,20 +186,34 @@ impl Cell {
         &self.events
     }
 
+    /// What guests wrote last, also after the cell has ended.
+    #[must_use]
+    pub fn consoles(&self) -> &Consoles {
+        &self.consoles
+    }
+
     /// Who decides.
     #[must_use]
     pub const fn slots(&self) -> &Arc<Slots> {
         &self.slots
     }
 
+    /// Has something begun; it is as good as done when the cell has ended.
+    fn begin(&self, command: Command) -> Result<(), NoSuchTask> {
+        match self.ask(command) {
+            Some(Reply::Refused(refusal)) => Err(refusal),
+            _ => Ok(()),
+        }
+    }
+
     /// Asks the supervisor; `None` when it has ended, also when it did so with the
     /// request in its mailbox.
-    fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Option<T> {
+    fn ask(&self, command: Command) -> Option<Reply> {
         let (reply, answer) = bounded(1);
-        self.requests.send(request(reply)).ok()?;
+        self.requests.send(Request { command, reply }).ok()?;
         loop {
             match answer.recv_timeout(ANSWER_PERIOD) {
-                Ok(answer) => return Some(answer),
+                Ok(reply) => return Some(reply),
                 Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::Acquire) => {}
                 Err(_) => return None,
             }

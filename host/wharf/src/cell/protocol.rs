@@ -1,5 +1,10 @@
 //! What a cell is told and what it tells: owned values that could as well cross
 //! a socket, so that a cell can become a process of its own one day.
+//!
+//! - It is started with a [`CellConfig`](super::CellConfig).
+//! - It is told a [`Command`], and each is answered by one [`Reply`].
+//! - It tells of itself, unasked, an [`Event`] at a time, and what its guests
+//!   write, a [`Piece`](super::console::Piece) at a time.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,8 +12,44 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// A task, or one replica of it: `web` or `web.1`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What a cell is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// Show every replica; answered by [`Reply::Tasks`].
+    Tasks,
+    /// Stop what this means for good; answered when that has begun.
+    Stop(Selector),
+    /// Begin a new generation of what this means, ending the present one first;
+    /// answered when that has begun.
+    Restart(Selector),
+    /// End everything; a second time, at once. Answered when that has begun.
+    Down,
+}
+
+/// How a cell answers a [`Command`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// Every replica of every task, in the order of the configuration.
+    Tasks(Vec<TaskStatus>),
+    /// It is being done.
+    Begun,
+    /// It cannot be done, and nothing is.
+    Refused(NoSuchTask),
+}
+
+/// No task is called so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("no task is called {selector} (try `wharf ps`)")]
+pub struct NoSuchTask {
+    /// What was asked for.
+    pub selector: Selector,
+}
+
+/// A task, or one replica of it: `web` or `web.1`, also when it is serialised.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Selector {
     /// The task's name in the configuration.
     pub name: String,
@@ -204,6 +245,20 @@ impl FromStr for Selector {
         } else {
             Err(error())
         }
+    }
+}
+
+impl TryFrom<String> for Selector {
+    type Error = SelectorError;
+
+    fn try_from(text: String) -> Result<Self, SelectorError> {
+        text.parse()
+    }
+}
+
+impl From<Selector> for String {
+    fn from(selector: Selector) -> Self {
+        selector.to_string()
     }
 }
 

@@ -1,23 +1,37 @@
-//! What a task and a policy are, before anything runs: plain values, which a
-//! configuration makes and a cell takes.
+//! What a cell is started with: owned, serialisable values, which a configuration
+//! makes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use wharf_machine::BootConfig;
 use wharf_model::cell::Restart;
 use wharf_model::policy::SlotName;
 use wharf_policy::SlotConfig;
 
 use crate::device::Block;
+use crate::path;
+
+/// What a cell is to run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellConfig {
+    /// Worker threads, at least one.
+    pub workers: u32,
+    /// The tasks, in the order in which they start. They stop in the other.
+    pub tasks: Vec<TaskSpec>,
+    /// The plugins that decide from the start on.
+    pub policies: Vec<PolicySpec>,
+}
 
 /// One task.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskSpec {
     /// Its name, unique in the cell.
     pub name: String,
     /// Its image's file, which is read again at each start.
+    #[serde(with = "path")]
     pub image: PathBuf,
     /// Memory and arguments.
     pub boot: BootConfig,
@@ -39,9 +53,10 @@ pub struct TaskSpec {
 
 /// A file that console output is appended to. At `size` it is renamed to
 /// `file.1`, which was renamed to `file.2` before, and so on up to `keep`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogFile {
     /// The file.
+    #[serde(with = "path")]
     pub file: PathBuf,
     /// Bytes at which it is full.
     pub size: u64,
@@ -50,11 +65,12 @@ pub struct LogFile {
 }
 
 /// A plugin that a slot begins with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicySpec {
     /// The slot.
     pub slot: SlotName,
     /// The component's file.
+    #[serde(with = "path")]
     pub plugin: PathBuf,
     /// What it is configured with.
     pub settings: Vec<(String, String)>,

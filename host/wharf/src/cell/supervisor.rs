@@ -12,23 +12,23 @@ use wharf_model::cell::{Action, Cell as Model, Event as Fact, Replica, State, Ta
 use wharf_model::{Outcome, Stop};
 use wharf_policy::Slots;
 
-use super::console::ConsoleRing;
+use super::console::{ConsoleRing, Consoles};
 use super::events::EventLog;
 use super::logger::{LogTarget, Logger};
 use super::meters::Meters;
-use super::protocol::{EventKind, Selector, TaskState, TaskStatus};
+use super::protocol::{Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus};
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
-use super::{CellConfig, CellError, NoSuchTask, Request, TaskSpec};
+use super::{CellConfig, CellError, Request, TaskSpec};
 
-/// Starts workers, supervisor and tasks; the thread ends when the cell does.
+/// Starts workers, supervisor and tasks; the thread ends when the cell does, having
+/// said so in `over`. Returns also where the guests write.
 pub(super) fn start(
     config: CellConfig,
     hypervisor: &Arc<Hypervisor>,
     slots: &Arc<Slots>,
-    events: Arc<EventLog>,
-    over: Arc<AtomicBool>,
+    (events, over): (Arc<EventLog>, Arc<AtomicBool>),
     requests: Receiver<Request>,
-) -> Result<JoinHandle<()>, CellError> {
+) -> Result<(Consoles, JoinHandle<()>), CellError> {
     let (outbox, reports) = unbounded();
     let mut workers = Vec::new();
     for index in 0..usize::try_from(config.workers.max(1)).unwrap_or(1) {
@@ -41,6 +41,7 @@ pub(super) fn start(
     }
     let members = members(config.tasks)?;
     let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
+    let consoles = Consoles::new(members.iter().map(Member::console));
     let supervisor = Supervisor {
         start: Instant::now(),
         model: Model::new(workers.len(), &replicas),
@@ -49,13 +50,14 @@ pub(super) fn start(
         events,
         _outbox: outbox,
     };
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("supervisor".to_owned())
         .spawn(move || {
             supervisor.run(&requests, &reports);
             over.store(true, Ordering::Release);
         })
-        .map_err(CellError::Thread)
+        .map_err(CellError::Thread)?;
+    Ok((consoles, thread))
 }
 
 /// One replica: what it is and what it left behind so far.
@@ -76,6 +78,11 @@ impl Member {
             weight: self.spec.weight,
             restart: self.spec.restart,
         }
+    }
+
+    fn console(&self) -> (String, u32, Arc<ConsoleRing>) {
+        let console = Arc::clone(&self.console);
+        (self.spec.name.clone(), self.index, console)
     }
 
     fn name(&self) -> String {
@@ -143,7 +150,12 @@ impl Supervisor {
                     Err(_) => Going::Over,
                 },
                 recv(requests) -> request => match request {
-                    Ok(request) => self.answer(request),
+                    Ok(Request { command, reply }) => {
+                        let (answer, going) = self.obey(command);
+                        // Who asked may have gone; that changes nothing here.
+                        let _ = reply.send(answer);
+                        going
+                    }
                     // Nobody can ask any more, nor end the cell: it ends.
                     Err(_) => self.tell(Fact::Down),
                 },
@@ -203,44 +215,19 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, request: Request) -> Going {
-        // Who asked may have gone; that changes nothing here.
-        match request {
-            Request::Tasks(reply) => {
-                let _ = reply.send(self.statuses());
-                Going::On
-            }
-            Request::Consoles(selector, reply) => {
-                let found = self.find(&selector);
-                let consoles = found
-                    .iter()
-                    .filter_map(|&replica| self.members.get(replica));
-                let consoles: Vec<_> = consoles
-                    .map(|member| (member.name(), Arc::clone(&member.console)))
-                    .collect();
-                let _ = reply.send(if consoles.is_empty() {
-                    Err(NoSuchTask { selector })
-                } else {
-                    Ok(consoles)
-                });
-                Going::On
-            }
-            Request::Stop(selector, reply) => self.each(selector, &reply, Fact::Stop),
-            Request::Restart(selector, reply) => self.each(selector, &reply, Fact::Restart),
-            Request::Down => self.tell(Fact::Down),
+    fn obey(&mut self, command: Command) -> (Reply, Going) {
+        match command {
+            Command::Tasks => (Reply::Tasks(self.statuses()), Going::On),
+            Command::Stop(selector) => self.each(selector, Fact::Stop),
+            Command::Restart(selector) => self.each(selector, Fact::Restart),
+            Command::Down => (Reply::Begun, self.tell(Fact::Down)),
         }
     }
 
-    fn each(
-        &mut self,
-        selector: Selector,
-        reply: &Sender<Result<(), NoSuchTask>>,
-        fact: impl Fn(usize) -> Fact,
-    ) -> Going {
+    fn each(&mut self, selector: Selector, fact: impl Fn(usize) -> Fact) -> (Reply, Going) {
         let found = self.find(&selector);
         if found.is_empty() {
-            let _ = reply.send(Err(NoSuchTask { selector }));
-            return Going::On;
+            return (Reply::Refused(NoSuchTask { selector }), Going::On);
         }
         let mut going = Going::On;
         for replica in found {
@@ -248,8 +235,7 @@ impl Supervisor {
                 going = Going::Over;
             }
         }
-        let _ = reply.send(Ok(()));
-        going
+        (Reply::Begun, going)
     }
 
     fn find(&self, selector: &Selector) -> Vec<usize> {

@@ -10,8 +10,8 @@ use super::feed::Following;
 use super::problem::Problem;
 use super::resources::HostStatus;
 use super::server::{FOLLOWERS, ServeConfig};
-use crate::cell::protocol::{Selector, TaskStatus};
-use crate::cell::{Cell, NoSuchTask};
+use crate::cell::Cell;
+use crate::cell::protocol::{NoSuchTask, Selector, TaskStatus};
 
 /// What the routes have in common. Asking the cell blocks the one thread that
 /// serves, on purpose: its supervisor does nothing that takes time, and so answers

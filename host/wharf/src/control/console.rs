@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::feed::{Feed, push_line};
 use super::resources::{ConsolePiece, ConsoleQuery};
-use crate::cell::Consoles as Rings;
-use crate::cell::console::{ConsoleRing, Piece};
+use crate::cell::Cell;
+use crate::cell::console::{Consoles as Kept, Piece};
+use crate::cell::protocol::{NoSuchTask, Selector};
 
 /// Bytes of a console in one line.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -15,11 +16,15 @@ const PIECE_BYTES: usize = 16 * 1024;
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// The consoles of some replicas, each read on from where it was.
-pub(super) struct Consoles(Vec<Reader>);
+pub(super) struct Consoles {
+    cell: Arc<Cell>,
+    readers: Vec<Reader>,
+}
 
 struct Reader {
+    /// The number that the cell gave it.
+    replica: usize,
     task: String,
-    ring: Arc<ConsoleRing>,
     /// Position of the next byte.
     next: u64,
     /// Where to end, unless it is followed. A guest may write faster than a
@@ -28,17 +33,23 @@ struct Reader {
 }
 
 impl Consoles {
-    pub(super) fn new(rings: Rings, query: ConsoleQuery) -> Self {
-        let reader = |(task, ring): (String, Arc<ConsoleRing>)| Reader {
+    pub(super) fn new(
+        cell: Arc<Cell>,
+        selector: &Selector,
+        query: ConsoleQuery,
+    ) -> Result<Self, NoSuchTask> {
+        let kept = cell.consoles();
+        let reader = |(replica, task)| Reader {
+            replica,
             task,
             next: match query.tail {
-                Some(lines) => tail(&ring.read(0, usize::MAX), lines),
+                Some(lines) => tail(&kept.read(replica, 0, usize::MAX), lines),
                 None => 0,
             },
-            until: (!query.follow).then(|| ring.end()),
-            ring,
+            until: (!query.follow).then(|| kept.end(replica)),
         };
-        Self(rings.into_iter().map(reader).collect())
+        let readers = kept.find(selector)?.into_iter().map(reader).collect();
+        Ok(Self { cell, readers })
     }
 }
 
@@ -46,29 +57,29 @@ impl Feed for Consoles {
     fn take(&mut self, is_last: bool) -> Vec<u8> {
         let mut lines = Vec::new();
         let mut read = 0_usize;
-        for reader in &mut self.0 {
+        for reader in &mut self.readers {
             if lines.len() >= CHUNK_BYTES {
                 break;
             }
             read = read.saturating_add(1);
-            if let Some(piece) = reader.take(is_last) {
+            if let Some(piece) = reader.take(self.cell.consoles(), is_last) {
                 push_line(&mut lines, &piece);
             }
         }
         // Those that it did not come to are the first next time.
-        let turn = read.min(self.0.len());
-        self.0.rotate_left(turn);
+        let turn = read.min(self.readers.len());
+        self.readers.rotate_left(turn);
         lines
     }
 }
 
 impl Reader {
-    fn take(&mut self, is_last: bool) -> Option<ConsolePiece> {
+    fn take(&mut self, kept: &Kept, is_last: bool) -> Option<ConsolePiece> {
         let limit = self.until.map_or(PIECE_BYTES, |until| {
             let left = until.saturating_sub(self.next);
             usize::try_from(left).map_or(PIECE_BYTES, |left| left.min(PIECE_BYTES))
         });
-        let Piece { start, bytes } = self.ring.read(self.next, limit);
+        let Piece { start, bytes } = kept.read(self.replica, self.next, limit);
         // A full piece is not the last, unless it ends where the reader does.
         let is_last = is_last && bytes.len() < PIECE_BYTES;
         let (text, length) = decode(&bytes, is_last);
@@ -122,9 +133,17 @@ mod tests {
     use std::sync::Arc;
 
     use super::{Consoles, PIECE_BYTES, decode, tail};
-    use crate::cell::console::{ConsoleRing, Piece};
+    use crate::cell::Cell;
+    use crate::cell::console::Piece;
+    use crate::control::fake;
     use crate::control::feed::Feed;
     use crate::control::resources::{ConsolePiece, ConsoleQuery};
+
+    /// Reads all consoles of `web`, not following.
+    fn read_web(cell: Cell) -> Consoles {
+        let web = "web".parse().unwrap();
+        Consoles::new(Arc::new(cell), &web, ConsoleQuery::default()).unwrap()
+    }
 
     fn pieces(lines: &[u8]) -> Vec<ConsolePiece> {
         let lines = std::str::from_utf8(lines).unwrap();
@@ -162,12 +181,11 @@ mod tests {
         );
         assert_eq!(decode(b"a\xff", false), ("a\u{fffd}".to_owned(), 2));
 
-        let ring = Arc::new(ConsoleRing::default());
+        let (cell, rings) = fake::cell();
         let text = "é".repeat(PIECE_BYTES);
-        ring.append(b"x");
-        ring.append(text.as_bytes());
-        let rings = vec![("web.0".to_owned(), ring)];
-        let mut consoles = Consoles::new(rings, ConsoleQuery::default());
+        rings[0].append(b"x");
+        rings[0].append(text.as_bytes());
+        let mut consoles = read_web(cell);
         let mut all = String::new();
         loop {
             let lines = consoles.take(true);
@@ -181,15 +199,13 @@ mod tests {
 
     #[test]
     fn a_chunk_is_bounded_and_everybody_comes_to_it() {
-        let rings: Vec<_> = (0..100)
-            .map(|index| {
-                let ring = Arc::new(ConsoleRing::default());
-                // Each byte takes six in JSON.
-                ring.append(&[0; PIECE_BYTES]);
-                (format!("web.{index}"), ring)
-            })
-            .collect();
-        let mut consoles = Consoles::new(rings, ConsoleQuery::default());
+        let replicas = (0..100).map(|index| fake::status("web", index));
+        let (cell, rings) = fake::cell_of(replicas.collect());
+        for ring in rings {
+            // Each byte takes six in JSON.
+            ring.append(&[0; PIECE_BYTES]);
+        }
+        let mut consoles = read_web(cell);
         let mut seen = std::collections::BTreeSet::new();
         loop {
             let lines = consoles.take(true);
@@ -204,11 +220,10 @@ mod tests {
 
     #[test]
     fn a_reader_that_does_not_follow_ends_where_the_console_was() {
-        let ring = Arc::new(ConsoleRing::default());
-        ring.append(b"before");
-        let rings = vec![("web.0".to_owned(), Arc::clone(&ring))];
-        let mut consoles = Consoles::new(rings, ConsoleQuery::default());
-        ring.append(b" after");
+        let (cell, rings) = fake::cell();
+        rings[0].append(b"before");
+        let mut consoles = read_web(cell);
+        rings[0].append(b" after");
         let expected = ConsolePiece {
             task: "web.0".to_owned(),
             start: 0,

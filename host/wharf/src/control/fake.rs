@@ -5,10 +5,12 @@ use std::thread;
 
 use crossbeam_channel::bounded;
 
-use crate::cell::console::ConsoleRing;
+use crate::cell::console::{ConsoleRing, Consoles};
 use crate::cell::events::EventLog;
-use crate::cell::protocol::{EventKind, Selector, TaskState, TaskStatus};
-use crate::cell::{Cell, NoSuchTask, Request};
+use crate::cell::protocol::{
+    Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus,
+};
+use crate::cell::{Cell, Request};
 
 /// A replica that waits, having done nothing.
 pub(crate) fn status(name: &str, index: u32) -> TaskStatus {
@@ -31,64 +33,56 @@ pub(crate) fn status(name: &str, index: u32) -> TaskStatus {
 }
 
 /// A cell of `web.0`, `web.1` and `db.0`, and their consoles in this order.
-/// Stopping and restarting is done at once; after `down` there is nothing.
 pub(crate) fn cell() -> (Cell, Vec<Arc<ConsoleRing>>) {
-    let mut tasks = vec![status("web", 0), status("web", 1), status("db", 0)];
-    let rings: Vec<_> = tasks.iter().map(|_| Arc::default()).collect();
+    cell_of(vec![status("web", 0), status("web", 1), status("db", 0)])
+}
+
+/// A cell of these, and their consoles. Stopping and restarting is done at once;
+/// after `down` there are no tasks.
+pub(crate) fn cell_of(mut tasks: Vec<TaskStatus>) -> (Cell, Vec<Arc<ConsoleRing>>) {
+    let rings: Vec<Arc<ConsoleRing>> = tasks.iter().map(|_| Arc::default()).collect();
+    let written = tasks.iter().zip(&rings);
+    let consoles = Consoles::new(
+        written.map(|(task, ring)| (task.name.clone(), task.index, Arc::clone(ring))),
+    );
     let (requests, inbox) = bounded(64);
     let events = Arc::new(EventLog::default());
-    let (log, consoles) = (Arc::clone(&events), rings.clone());
+    let log = Arc::clone(&events);
     thread::spawn(move || {
-        for request in inbox {
-            match request {
-                Request::Tasks(reply) => {
-                    let _ = reply.send(tasks.clone());
+        for Request { command, reply } in inbox {
+            let is_down = command == Command::Down;
+            let answer = match command {
+                Command::Tasks => Reply::Tasks(tasks.clone()),
+                Command::Stop(selector) => {
+                    each(&mut tasks, selector, |task| task.state = TaskState::Stopped)
                 }
-                Request::Stop(selector, reply) => {
-                    let chosen = chosen(&mut tasks, &selector);
-                    let stop = |task: &mut TaskStatus| task.state = TaskState::Stopped;
-                    let _ = reply.send(chosen.map(|chosen| chosen.into_iter().for_each(stop)));
-                }
-                Request::Restart(selector, reply) => {
-                    let chosen = chosen(&mut tasks, &selector);
-                    let restart = |task: &mut TaskStatus| task.generation += 1;
-                    let _ = reply.send(chosen.map(|chosen| chosen.into_iter().for_each(restart)));
-                }
-                Request::Consoles(selector, reply) => {
-                    let all = tasks.iter().zip(&consoles);
-                    let wanted = all.filter(|(task, _)| selector.matches(&task.name, task.index));
-                    let named: Vec<_> = wanted
-                        .map(|(task, ring)| {
-                            (format!("{}.{}", task.name, task.index), Arc::clone(ring))
-                        })
-                        .collect();
-                    let _ = reply.send(match named.is_empty() {
-                        true => Err(NoSuchTask { selector }),
-                        false => Ok(named),
-                    });
-                }
-                Request::Down => {
+                Command::Restart(selector) => each(&mut tasks, selector, |task| {
+                    task.generation += 1;
+                }),
+                Command::Down => {
                     log.add(None, 0, EventKind::Down, String::new());
-                    break;
+                    Reply::Begun
                 }
+            };
+            let _ = reply.send(answer);
+            if is_down {
+                break;
             }
         }
     });
-    (Cell::with_supervisor(requests, events), rings)
+    (Cell::with_supervisor(requests, events, consoles), rings)
 }
 
-fn chosen<'a>(
-    tasks: &'a mut [TaskStatus],
-    selector: &Selector,
-) -> Result<Vec<&'a mut TaskStatus>, NoSuchTask> {
-    let chosen: Vec<_> = tasks
-        .iter_mut()
+fn each(tasks: &mut [TaskStatus], selector: Selector, change: fn(&mut TaskStatus)) -> Reply {
+    let all = tasks.iter_mut();
+    let mut chosen: Vec<_> = all
         .filter(|task| selector.matches(&task.name, task.index))
         .collect();
-    match chosen.is_empty() {
-        true => Err(NoSuchTask {
-            selector: selector.clone(),
-        }),
-        false => Ok(chosen),
+    if chosen.is_empty() {
+        return Reply::Refused(NoSuchTask { selector });
     }
+    for task in &mut chosen {
+        change(task);
+    }
+    Reply::Begun
 }

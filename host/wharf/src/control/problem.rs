@@ -9,8 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::cell::NoSuchTask;
-use crate::cell::protocol::Selector;
+use crate::cell::protocol::{NoSuchTask, Selector};
 
 /// Most characters of an answer that says why: enough for every reason of ours, and
 /// little of a long request that it repeats.

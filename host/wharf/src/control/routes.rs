@@ -165,9 +165,9 @@ async fn console(
     Chosen(selector): Chosen,
     Asked(query): Asked<ConsoleQuery>,
 ) -> Result<Response, Problem> {
-    let rings = app.cell.consoles(&selector)?;
+    let consoles = Consoles::new(Arc::clone(&app.cell), &selector, query)?;
     let following = app.following(query.follow)?;
-    Ok(feed::respond(Consoles::new(rings, query), following))
+    Ok(feed::respond(consoles, following))
 }
 
 /// What happened, one JSON object a line

@@ -15,6 +15,7 @@ mod overlay;
 use std::io;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use wharf_machine::device::{Disk, SECTOR};
 
 use file::FileDisk;
@@ -22,7 +23,7 @@ use memory::MemoryDisk;
 use overlay::Overlay;
 
 /// A block device of a task, as it is configured.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
     /// The name that the image declares.
     pub device: String,
@@ -31,11 +32,13 @@ pub struct Block {
 }
 
 /// Where a block device's bytes are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Medium {
     /// In a file.
     File {
         /// The file.
+        #[serde(with = "crate::path")]
         file: PathBuf,
         /// Its bytes, a multiple of 512. With it a file that is missing is made, and
         /// one of another size refused; without, it has to exist.
@@ -51,7 +54,8 @@ pub enum Medium {
 }
 
 /// What a task may do with a file that is a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum BlockMode {
     /// Read and write.
     #[default]
