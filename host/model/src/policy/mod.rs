@@ -4,8 +4,8 @@
 //! values that can be recorded and asked again. Moments are nanoseconds of the
 //! host's monotonic clock, durations nanoseconds.
 //!
-//! - [`built_in`] answers every question.
-//! - [`check`] says whether a plugin's answer is one, and clamps it.
+//! - [`built_in()`] answers every question.
+//! - [`check()`] says whether a plugin's answer is one, and clamps it.
 //! - [`rehearsal`] makes questions up, to try a plugin with.
 //! - [`slot`] decides who is in force, and what follows when a plugin fails.
 
