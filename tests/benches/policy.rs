@@ -173,7 +173,7 @@ fn time_each<T>(rounds: usize, times: &mut Vec<u64>, mut work: impl FnMut() -> T
     for _ in 0..rounds {
         let start = Instant::now();
         std::hint::black_box(work());
-        times.push(start.elapsed().as_nanos().try_into().unwrap_or(u64::MAX));
+        times.push(nanoseconds(start.elapsed()));
     }
 }
 
@@ -197,9 +197,10 @@ fn stateful(version: &str, len: u32) -> PluginWat {
 }
 
 /// The longest that a caller in a tight loop waits around each of many swaps, beside
-/// the longest that it waits in as long a time without one.
+/// the longest that it waits in as long a time without one, and for how long the swap
+/// holds the slot.
 fn swaps() {
-    const SWAPS: usize = 400;
+    const SWAPS: usize = 300;
     for (what, len, goal) in [
         ("64 B of state", 64, "<= 50000 ns"),
         ("64 KiB of state", 64 << 10, "<= 100000 ns"),
@@ -211,7 +212,11 @@ fn swaps() {
             stateful(version, len).write(&path);
             slots.open(&path).expect("it is a plugin")
         });
-        let (quiet, worst) = around_swaps(&slots, &versions, SWAPS);
+        let Around {
+            quiet,
+            worst,
+            pauses,
+        } = around_swaps(&slots, &versions, SWAPS);
         for percent in [50, 99] {
             let (ours, theirs) = (
                 percentile(worst.clone(), percent),
@@ -225,55 +230,81 @@ fn swaps() {
                 ratio(ours, theirs),
                 goal,
             );
+            let pause = percentile(pauses.clone(), percent);
+            row(
+                &format!("its cut, {what}, p{percent}"),
+                &ns(pause),
+                "-",
+                ratio(pause, ours),
+                "-",
+            );
         }
     }
 }
 
-/// The worst call of each stretch without a swap, and of each with one. A stretch is
-/// 2 ms; the swap begins within it.
-fn around_swaps(
-    slots: &Arc<Slots>,
-    versions: &[Arc<Plugin>; 2],
-    swaps: usize,
-) -> (Vec<u64>, Vec<u64>) {
+/// What was seen around swaps, in nanoseconds.
+#[derive(Default)]
+struct Around {
+    /// The worst call of each stretch without a swap. It is as long as the swap
+    /// before it took, so that the machine has the same time to get in the way.
+    quiet: Vec<u64>,
+    /// The worst call of each stretch with one.
+    worst: Vec<u64>,
+    /// How long the slot was held.
+    pauses: Vec<u64>,
+}
+
+fn around_swaps(slots: &Arc<Slots>, versions: &[Arc<Plugin>; 2], swaps: usize) -> Around {
     let slot = slots.slot(SlotName::Scheduler);
     let options = SwapOptions::default();
     slot.swap(&versions[0], &options).expect("it is good");
     let question = view();
     let (swapping, over) = (AtomicBool::new(false), AtomicBool::new(false));
-    let mut results = (Vec::new(), Vec::new());
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            for turn in 0..swaps {
-                thread::sleep(Duration::from_millis(4));
-                swapping.store(true, Ordering::SeqCst);
-                slot.swap(&versions[(turn + 1) % 2], &options)
-                    .expect("it is good");
-                swapping.store(false, Ordering::SeqCst);
-            }
-            over.store(true, Ordering::SeqCst);
-        });
-        let (mut worst, mut swapped, mut since) = (0, false, Instant::now());
-        while !over.load(Ordering::SeqCst) {
+    let worst_until = |is_over: &dyn Fn() -> bool| {
+        let mut worst = 0;
+        while !is_over() {
             let start = Instant::now();
             std::hint::black_box(slot.ask(&question));
-            let took = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-            worst = worst.max(took);
-            let now_swapping = swapping.load(Ordering::SeqCst);
-            let ended = swapped && !now_swapping;
-            swapped |= now_swapping;
-            if ended || (!swapped && since.elapsed() >= Duration::from_millis(2)) {
-                let stretch = if swapped {
-                    &mut results.1
-                } else {
-                    &mut results.0
-                };
-                stretch.push(worst);
-                (worst, swapped, since) = (0, false, Instant::now());
-            }
+            worst = worst.max(nanoseconds(start.elapsed()));
         }
+        worst
+    };
+    let mut around = Around::default();
+    around.pauses = thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let swap = |turn: usize| {
+                thread::sleep(Duration::from_millis(20));
+                swapping.store(true, Ordering::SeqCst);
+                let swapped = slot.swap(&versions[(turn + 1) % 2], &options);
+                swapping.store(false, Ordering::SeqCst);
+                let pause = swapped.expect("it is good").pause;
+                nanoseconds(pause.expect("it was no rehearsal"))
+            };
+            let pauses = (0..swaps).map(swap).collect();
+            over.store(true, Ordering::SeqCst);
+            pauses
+        });
+        let is_over = || over.load(Ordering::SeqCst);
+        while !is_over() {
+            let _ = worst_until(&|| swapping.load(Ordering::SeqCst) || is_over());
+            let start = Instant::now();
+            let worst = worst_until(&|| !swapping.load(Ordering::SeqCst));
+            let length = start.elapsed();
+            if is_over() {
+                break;
+            }
+            let start = Instant::now();
+            let quiet = worst_until(&|| start.elapsed() >= length);
+            around.worst.push(worst);
+            around.quiet.push(quiet);
+        }
+        swapper.join().expect("it swaps")
     });
-    results
+    around
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 /// The share of each of 32 spinning tasks in the second around a swap.

@@ -210,7 +210,7 @@ fn a_log_file_that_may_not_grow_ends_nobody() {
         .len();
     // Shells count in 512 or 1024 bytes.
     assert!(blocks <= 64 << 10, "{blocks}");
-    assert_eq!(host.task("other.0").state(), "waiting");
+    host.until_task("other.0", |task| task.state() == "waiting");
     // The ring goes on without it.
     assert!(!host.ask(&["logs", "web", "--tail", "1"]).is_empty());
     host.signal(Signal::SIGTERM);
@@ -243,7 +243,7 @@ fn a_host_that_nobody_listens_to_goes_on_and_ends() {
         let mut child = talking_to(writing, &host);
         // It talks of every one of these.
         host.until_task("bad.0", |task| task.number("restarts") >= 3);
-        assert_eq!(host.task("good.0").state(), "waiting");
+        host.until_task("good.0", |task| task.state() == "waiting");
         let start = Instant::now();
         host.signal(Signal::SIGTERM);
         assert_eq!(poll(|| status(&mut child)), Some(0));

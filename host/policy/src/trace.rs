@@ -171,7 +171,7 @@ impl Trace {
             name: it.plugin.identity.name.clone(),
             version: it.plugin.identity.version.clone(),
             digest: it.plugin.digest.clone(),
-            state: it.state.clone(),
+            state: it.state.as_deref().cloned(),
         });
         let setup = installed.map_or_else(|| slot.bare_setup(), |it| Setup::clone(&it.setup));
         let header = TraceHeader {

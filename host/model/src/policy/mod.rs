@@ -341,17 +341,23 @@ pub enum Judgement {
     RollBack(String),
 }
 
-impl View {
-    /// Becomes a copy of `other` without taking new memory for it.
-    pub fn clone_from_view(&mut self, other: &Self) {
-        let Self {
-            now,
-            worker,
-            last,
-            ready,
-        } = other;
-        (self.now, self.worker, self.last) = (*now, *worker, *last);
-        self.ready.clone_from(ready);
+/// A copy that goes into memory which is there: questions are asked all the time.
+impl Question {
+    /// Becomes a copy of `other`, without taking new memory for what is asked often.
+    pub fn become_copy_of(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Next(kept), Self::Next(view)) => {
+                let mut ready = std::mem::take(&mut kept.ready);
+                ready.clone_from(&view.ready);
+                *kept = View { ready, ..*view };
+            }
+            (Self::Connect(kept), Self::Connect(asked)) => {
+                let mut targets = std::mem::take(&mut kept.targets);
+                targets.clone_from(&asked.targets);
+                *kept = Connection { targets, ..*asked };
+            }
+            (kept, other) => *kept = other.clone(),
+        }
     }
 }
 

@@ -13,12 +13,13 @@
 //! a plugin that trapped is made anew there, and until then what is built in
 //! answers.
 
+mod gate;
 mod keep;
 mod swap;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -35,6 +36,7 @@ use crate::notice::{Notice, NoticeKind};
 use crate::plugin::Plugin;
 use crate::seen::{By, Seen, Watcher};
 use crate::stats::{CallTimes, Stats};
+use gate::Gate;
 
 pub use swap::{
     Difference, Rehearsal, RollbackRefusal, RolledBack, Shadowed, StateMoved, SwapOptions,
@@ -135,8 +137,9 @@ pub(crate) enum Failure {
 pub(crate) struct Installed {
     pub(crate) plugin: Arc<Plugin>,
     pub(crate) setup: Arc<Setup>,
-    /// Its state when it was last saved.
-    pub(crate) state: Option<State>,
+    /// Its state when it was last saved; shared, since a cut must not take the time to
+    /// copy a mebibyte.
+    pub(crate) state: Option<Arc<State>>,
 }
 
 /// What was in the slot before.
@@ -167,7 +170,7 @@ pub struct Slot {
     has_plugin: AtomicBool,
     /// When a question is next wanted all the same.
     sample_at: AtomicU64,
-    inner: Mutex<Inner>,
+    inner: Gate<Inner>,
     /// Held through a swap, so that there is one at a time.
     changing: Mutex<()>,
     chores: Sender<Chore>,
@@ -209,7 +212,7 @@ impl Slot {
             watched: AtomicBool::new(false),
             has_plugin: AtomicBool::new(false),
             sample_at: AtomicU64::new(0),
-            inner: Mutex::new(Inner {
+            inner: Gate::new(Inner {
                 rules: Rules::default(),
                 seat: None,
                 installed: None,
@@ -257,7 +260,7 @@ impl Slot {
     /// Answers a question of this slot, always. The answer is checked and final: it
     /// leaves nothing to the built-in policy or to the lot.
     pub fn ask(&self, question: &Question) -> Answer {
-        let mut inner = self.lock();
+        let mut inner = self.inner.ask();
         let (answer, by, failure) = match inner.ask(question, self.config.deadline) {
             Some(Ok(answer)) => (answer, By::Plugin, None),
             Some(Err(failure)) => (self.instead(question), By::BuiltIn, Some(failure)),
@@ -315,7 +318,7 @@ impl Slot {
             match saved {
                 Ok(state) => {
                     if let Some(installed) = &mut inner.installed {
-                        installed.state = state;
+                        installed.state = state.map(Arc::new);
                     }
                 }
                 Err(fault) => self.struck(&mut inner, &fault.into()),
@@ -429,10 +432,9 @@ impl Slot {
         self.has_plugin.store(has_plugin, Ordering::Relaxed);
     }
 
-    /// A thread that panicked here left an instance that is at worst in the middle
-    /// of a call, which wasmtime refuses to enter: a strike.
+    /// Who looks after the slot goes before those who ask.
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.manage()
     }
 }
 
@@ -469,11 +471,7 @@ impl Inner {
         let Some(mut kept) = self.recent.pop_front() else {
             return;
         };
-        match (&mut kept, question) {
-            // The one that is asked often goes into the memory of the oldest.
-            (Question::Next(kept), Question::Next(view)) => kept.clone_from_view(view),
-            (kept, question) => *kept = question.clone(),
-        }
+        kept.become_copy_of(question);
         self.recent.push_back(kept);
     }
 

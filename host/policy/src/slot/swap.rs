@@ -224,7 +224,7 @@ impl Slot {
             _ => None,
         };
         let questions = self.questions();
-        let rehearsal = self.rehearse(plugin, &setup, state.as_ref(), &questions)?;
+        let rehearsal = self.rehearse(plugin, &setup, state.as_deref(), &questions)?;
         let shadowed = match options.shadow {
             0 => None,
             wanted => Some(self.shadow(plugin, &setup, wanted, options)?),
@@ -239,7 +239,7 @@ impl Slot {
             let would = state.map_or(StateMoved::None, |it| StateMoved::Bytes(it.bytes.len()));
             (would, None)
         } else {
-            let instance = warm(&new, state.as_ref(), &questions)?;
+            let instance = warm(&new, state.as_deref(), &questions)?;
             let (state, pause) = self.cut(instance, new, options.discard_state)?;
             let detail = format!("in place of {old}, callers waited {} µs", pause.as_micros());
             self.tell(NoticeKind::Swapped, &plugin.title(), detail);
@@ -338,7 +338,7 @@ impl Slot {
 
     /// What the previous plugin was, with its own state.
     fn revive(&self, previous: &Installed) -> Result<Instance, SwapRefusal> {
-        warm(previous, previous.state.as_ref(), &self.questions())
+        warm(previous, previous.state.as_deref(), &self.questions())
     }
 
     fn take_turn(&self) -> std::sync::MutexGuard<'_, ()> {
@@ -550,7 +550,7 @@ impl Slot {
             Ok(state) => {
                 inner.saved_at = inner.asked;
                 if let Some(installed) = &mut inner.installed {
-                    installed.state = state;
+                    installed.state = state.map(Arc::new);
                 }
                 None
             }
@@ -632,7 +632,7 @@ impl Inner {
 
 /// The state that a plugin takes over from the one in force: none when either keeps
 /// none, or they are of different names.
-fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<State>, SwapRefusal> {
+fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<Arc<State>>, SwapRefusal> {
     let (new, old) = (&plugin.identity, &present.plugin.identity);
     let Some(state) = &present.state else {
         return Ok(None);
@@ -641,7 +641,7 @@ fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<State>, SwapR
         return Ok(None);
     }
     if (new.oldest_schema..=new.state_schema).contains(&state.schema) {
-        return Ok(Some(state.clone()));
+        return Ok(Some(Arc::clone(state)));
     }
     Err(SwapRefusal::Schema {
         plugin: plugin.title(),
