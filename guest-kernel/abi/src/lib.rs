@@ -29,7 +29,7 @@
 //!
 //! This crate must never know: KVM, an operating system, how a guest is linked,
 //! or what a host does with an answer. Start at [`boot`], then [`hypercall`], then
-//! [`device`].
+//! [`device`] and [`stream`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -40,6 +40,7 @@ pub mod device;
 pub mod hypercall;
 pub mod manifest;
 pub mod note;
+pub mod stream;
 mod version;
 
 pub use boot::{BootPage, Span};

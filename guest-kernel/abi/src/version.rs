@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// |---|---|
 /// | 1.0 | boot page, exit, wait, console write |
 /// | 1.1 | devices ([`crate::device`]), kick, the interest bits of devices |
+/// | 1.2 | streams ([`crate::stream`]) |
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default,
 )]
@@ -24,7 +25,7 @@ pub struct AbiVersion {
 
 impl AbiVersion {
     /// The version that this crate describes.
-    pub const CURRENT: Self = Self { major: 1, minor: 1 };
+    pub const CURRENT: Self = Self { major: 1, minor: 2 };
 
     /// Says whether a host of this version can run an image of version `image`.
     #[must_use]
