@@ -12,7 +12,10 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use critical_section::Mutex;
 use wharf_abi::{DeviceEntry, DeviceKind, Interest};
 
-use crate::boot;
+use crate::{boot, hypercall};
+
+/// Most exits for what is in the queues at the end.
+const FLUSH_ROUNDS: usize = 64;
 
 /// Why a device cannot be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,9 @@ impl core::error::Error for OpenError {}
 pub(crate) trait Driver: Sync {
     /// The device has something.
     fn ready(&self);
+
+    /// The host is about to look: puts into the queues what was held back for company.
+    fn settle(&self) {}
 }
 
 /// Places of devices that were opened.
@@ -60,7 +66,15 @@ type Registered = (Interest, &'static dyn Driver);
 
 /// Finds a device by kind and name, and takes it: there is no second time.
 pub(crate) fn take(kind: DeviceKind, name: &str) -> Result<(usize, DeviceEntry), OpenError> {
-    let is_it = |entry: &DeviceEntry| entry.kind == kind.raw() && entry.name.as_str() == Some(name);
+    take_that(|entry| entry.kind == kind.raw() && entry.name.as_str() == Some(name))
+}
+
+/// As [`take`], whatever the name is.
+pub(crate) fn take_first(kind: DeviceKind) -> Result<(usize, DeviceEntry), OpenError> {
+    take_that(|entry| entry.kind == kind.raw())
+}
+
+fn take_that(is_it: impl Fn(&DeviceEntry) -> bool) -> Result<(usize, DeviceEntry), OpenError> {
     let found = (0..)
         .map_while(|place| Some((place, boot::device(place)?)))
         .find(|(_, entry)| is_it(entry));
@@ -100,12 +114,32 @@ pub(crate) fn wake(ready: Interest) {
     if ready.intersection(Interest::DEVICES) == Interest::NONE {
         return;
     }
-    for at in 0.. {
-        let driver = critical_section::with(|cs| DRIVERS.borrow_ref(cs).get(at).copied());
-        match driver {
-            None => return,
-            Some((bit, driver)) if ready.contains(bit) => driver.ready(),
-            Some(_) => {}
+    for (bit, driver) in drivers() {
+        if ready.contains(bit) {
+            driver.ready();
         }
     }
+}
+
+/// Has every driver put into its queues what is for the host.
+pub(crate) fn settle() {
+    for (_, driver) in drivers() {
+        driver.settle();
+    }
+}
+
+/// Has the host take what drivers hold, as the guest is about to end.
+pub(crate) fn flush() {
+    // Each round takes whole rings. What is left after so many, nobody takes.
+    for _ in 0..FLUSH_ROUNDS {
+        settle();
+        if !take_submitted() {
+            return;
+        }
+        hypercall::wait_until_ns(0, Interest::NONE);
+    }
+}
+
+fn drivers() -> impl Iterator<Item = Registered> {
+    (0..).map_while(|at| critical_section::with(|cs| DRIVERS.borrow_ref(cs).get(at).copied()))
 }

@@ -57,6 +57,8 @@ where
         // Also when tasks are awake: one that always is must not keep the
         // others from their timers.
         let deadline_ns = timer::wake_due();
+        // May wake a task that waited for room in a queue.
+        device::settle();
         // What tasks put into queues while others stay awake is not left there.
         let submitted = device::take_submitted();
         let is_idle = !AWAKE.load(Ordering::Relaxed);

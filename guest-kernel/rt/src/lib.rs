@@ -25,6 +25,7 @@
 //! - Concurrency: `async fn main`, [`task::spawn`].
 //! - Random numbers: [`random`].
 //! - Disks: [`block`].
+//! - TCP connections: [`stream`].
 //!
 //! This crate must never know: KVM, how the host keeps its word, or any device
 //! that the contract (`wharf-abi`) does not name. Start at `start.rs`.
@@ -51,6 +52,7 @@ mod mem;
 mod panic;
 pub mod random;
 mod start;
+pub mod stream;
 pub mod task;
 mod termination;
 pub mod time;

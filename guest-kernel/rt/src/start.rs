@@ -8,7 +8,7 @@
 use wharf_abi::{AbiVersion, BootPage};
 
 use crate::boot::BootPointer;
-use crate::{ExitCode, Spawner, Termination, console, executor, exit};
+use crate::{ExitCode, Spawner, Termination, console, device, executor, exit};
 
 /// Runs a main function that is no `async fn`.
 pub fn start<T: Termination>(page: BootPointer, main: impl FnOnce() -> T) -> ! {
@@ -25,7 +25,11 @@ where
     accept(page);
     executor::run(|spawner| {
         let main = main(spawner);
-        async { exit(main.await.report().get()) }
+        async {
+            let status = main.await.report();
+            device::flush();
+            exit(status.get())
+        }
     })
 }
 

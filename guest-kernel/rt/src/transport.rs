@@ -46,6 +46,19 @@ impl PageTransport {
         }
     }
 
+    /// Where the driver of a queue that is set up says of which used buffer it wants to
+    /// be told.
+    pub(crate) fn used_event(&self, queue: u16) -> UsedEvent {
+        let setup = self.setup();
+        let queue = setup.queues.get(usize::from(queue)).copied();
+        let queue = queue.filter(|queue| queue.enabled == 1);
+        // Behind two fields and the ring (virtio 1.2 §2.7.6).
+        UsedEvent(queue.map_or(ptr::null_mut(), |queue| {
+            let at = queue.driver_area + 4 + 2 * u64::from(queue.size);
+            ptr::with_exposed_provenance_mut(at as usize)
+        }))
+    }
+
     fn setup(&self) -> DeviceSetup {
         // SAFETY: the set-up lies in the device's page, which stays mapped, and is
         // plain data.
@@ -156,6 +169,27 @@ impl Transport for PageTransport {
 
     fn write_config_space<T: IntoBytes + Immutable>(&mut self, _: usize, _: T) -> Result<()> {
         Err(Error::Unsupported)
+    }
+}
+
+/// The field `used_event` of a queue that is never freed.
+///
+/// The queue itself always asks to be told of the next buffer that it has not taken
+/// back, which is no news to a driver that takes them back when it needs them.
+#[derive(Debug)]
+pub(crate) struct UsedEvent(*mut u16);
+
+// SAFETY: the pointer is into the rings of one queue, which stay where they are.
+unsafe impl Send for UsedEvent {}
+
+impl UsedEvent {
+    /// Asks to be told of the used buffer with this number.
+    pub(crate) fn set(&mut self, number: u16) {
+        if !self.0.is_null() {
+            // SAFETY: the queue's driver area has this field behind the ring, aligned,
+            // and the host reads it only during an exit.
+            unsafe { self.0.write_volatile(number) }
+        }
     }
 }
 

@@ -1,0 +1,79 @@
+//! Streams as sockets of the HTTP server [`picoserve`], and its timers.
+//!
+//! ```ignore
+//! let served = Server::custom(&router, Timer, &config, &mut buffer).serve(stream).await;
+//! ```
+
+use ::picoserve::io::{Socket, Write};
+use ::picoserve::mem::{BorrowedBuffer, BorrowedCursor};
+use ::picoserve::time::Duration;
+use ::picoserve::{Error as ServerError, Timeouts, Timer as Timers};
+use embedded_io_async::{Read as _, Write as _};
+
+use super::{Error, ReadHalf, Shutdown, TcpStream, WriteHalf};
+
+/// Bytes that are lent to be formatted into: a status line and a few headers.
+const LENT_LEN: usize = 1024;
+
+/// The runtime that streams and [`Timer`] are of.
+#[derive(Debug)]
+pub struct Runtime(());
+
+/// Timers of this runtime.
+#[derive(Clone, Copy, Debug)]
+pub struct Timer;
+
+impl Timers<Runtime> for Timer {
+    async fn delay(&self, duration: Duration) {
+        crate::timer::Timer::after_millis(duration.as_millis()).await;
+    }
+}
+
+impl Write for WriteHalf<'_> {
+    async fn write_with<F: FnOnce(BorrowedCursor<'_>) -> R, R>(
+        &mut self,
+        fill: F,
+    ) -> Result<R, Error> {
+        let mut bytes = [0; LENT_LEN];
+        let mut buffer = BorrowedBuffer::new(&mut bytes);
+        let result = fill(buffer.unfilled());
+        self.write_all(buffer.filled()).await?;
+        Ok(result)
+    }
+}
+
+impl Socket<Runtime> for TcpStream {
+    type Error = Error;
+    type ReadHalf<'a> = ReadHalf<'a>;
+    type WriteHalf<'a> = WriteHalf<'a>;
+
+    fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        self.split()
+    }
+
+    async fn abort<T: Timers<Runtime>>(
+        self,
+        _: &Timeouts,
+        _: &T,
+    ) -> Result<(), ServerError<Error>> {
+        self.abort();
+        Ok(())
+    }
+
+    /// Lets the client read to the end before the connection is gone.
+    async fn shutdown<T: Timers<Runtime>>(
+        mut self,
+        timeouts: &Timeouts,
+        timer: &T,
+    ) -> Result<(), ServerError<Error>> {
+        Self::shutdown(&mut self, Shutdown::Write);
+        let rest = async {
+            let mut buffer = [0; 128];
+            while self.read(&mut buffer).await? > 0 {}
+            Ok(())
+        };
+        let read = timer.run_with_timeout(timeouts.read_request, rest).await;
+        read.map_err(ServerError::ReadTimeout)?
+            .map_err(ServerError::Read)
+    }
+}
