@@ -12,6 +12,8 @@
 
 mod connection;
 mod network;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
