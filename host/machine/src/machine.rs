@@ -1,5 +1,7 @@
 //! A VM with one vCPU and the guest in it.
 
+use std::os::fd::BorrowedFd;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use wharf_abi::hypercall::CONSOLE_WRITE_MAX;
@@ -191,6 +193,12 @@ impl Machine {
     #[must_use]
     pub const fn has_devices(&self) -> bool {
         !self.devices.is_empty()
+    }
+
+    /// What becomes readable when [`Machine::serve`] has something to do that the
+    /// guest did not ask for.
+    pub fn device_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.devices.fds()
     }
 
     /// Lets go of its devices' back ends, for a guest that will not run again: the

@@ -103,6 +103,53 @@ impl<'m> Buffers<'m> {
         })
     }
 
+    /// Fills it with what a socket has, as far as that goes; does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As recvmsg(2).
+    pub fn receive_from(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.message(|message| {
+            // SAFETY: the message names host memory of a guest that lives for `'m`, to
+            // which no reference exists, so the kernel may write it.
+            unsafe { libc::recvmsg(socket.as_raw_fd(), message, libc::MSG_DONTWAIT) }
+        })
+    }
+
+    /// Gives a socket as much of it as it takes; does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As sendmsg(2).
+    pub fn send_to(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        const FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        self.message(|message| {
+            // SAFETY: as in `receive_from`; the kernel only reads.
+            unsafe { libc::sendmsg(socket.as_raw_fd(), message, FLAGS) }
+        })
+    }
+
+    /// Calls with all pieces as one message of a stream socket's.
+    fn message(&self, call: impl Fn(&mut libc::msghdr) -> isize) -> io::Result<usize> {
+        let mut vector = self.vector(0);
+        // SAFETY: a message of zeroes is one without anything.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = vector.as_mut_ptr();
+        message.msg_iovlen = vector.len();
+        loop {
+            let moved = call(&mut message);
+            match usize::try_from(moved) {
+                Ok(moved) => return Ok(moved),
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
     /// Copies bytes in, as many as fit, and says how many.
     pub fn copy_in(&self, mut bytes: &[u8]) -> usize {
         let all = bytes.len();

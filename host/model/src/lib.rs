@@ -26,6 +26,7 @@ pub mod cell;
 pub mod outcome;
 pub mod policy;
 pub mod schedule;
+pub mod stream;
 pub mod task;
 pub mod time;
 

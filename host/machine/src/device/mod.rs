@@ -5,6 +5,7 @@
 //!                             ▼
 //!   driver ──▶ available ──▶ chain ──▶ front end ──▶ back end
 //!          ◀── used ◀─────────────────┘  block         Disk
+//!                                        stream        Network
 //! ```
 //!
 //! The rings are virtio's split queues and the ring protocol is rust-vmm's
@@ -18,9 +19,11 @@
 mod block;
 mod chain;
 mod setup;
+mod stream;
 mod user;
 
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
@@ -32,6 +35,7 @@ use wharf_abi::{DeviceKind, Interest};
 use zerocopy::IntoBytes;
 
 pub use block::{Disk, REQUEST_MAX, SECTOR};
+pub use stream::{Close, Happening, Network, StreamId, Streams};
 
 use crate::Error;
 use crate::memory::{Gpa, GuestMemory};
@@ -51,6 +55,8 @@ const BYTES_AT_ONCE: u64 = 8 << 20;
 pub enum Backend {
     /// A disk.
     Block(Box<dyn Disk>),
+    /// The network.
+    Stream(Box<Streams>),
 }
 
 impl Backend {
@@ -59,6 +65,7 @@ impl Backend {
     pub const fn kind(&self) -> DeviceKind {
         match self {
             Self::Block(_) => DeviceKind::Block,
+            Self::Stream(_) => DeviceKind::Stream,
         }
     }
 }
@@ -131,6 +138,15 @@ pub enum Broken {
     /// A request that leaves no room for an answer.
     #[error("a request has no room for its status")]
     NoStatus,
+    /// A packet that is not of this device, or not as long as it says.
+    #[error("a packet is none of a stream's")]
+    Packet,
+    /// A receive buffer that no packet is sure to fit into.
+    #[error("a receive buffer is too small")]
+    SmallBuffer,
+    /// More than the host has room for was sent.
+    #[error("a stream sent more than it had credit for")]
+    Overdrawn,
 }
 
 /// What a driver is offered.
@@ -166,8 +182,19 @@ struct Budget {
 }
 
 impl Budget {
+    const WHOLE: Self = Self {
+        requests: REQUESTS_AT_ONCE,
+        bytes: BYTES_AT_ONCE,
+    };
+
     const fn is_spent(&self) -> bool {
         self.requests == 0 || self.bytes == 0
+    }
+
+    /// Books a request.
+    const fn spend(&mut self, bytes: u64) {
+        self.requests = self.requests.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 
@@ -186,6 +213,7 @@ impl Devices {
         for (backend, page) in backends.into_iter().zip(pages) {
             let mut terms = match &backend {
                 Backend::Block(disk) => block::terms(disk.as_ref()),
+                Backend::Stream(_) => stream::terms(),
             };
             terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
             memory.write(page, terms.offer().as_bytes())?;
@@ -214,10 +242,7 @@ impl Devices {
         space: &AddressSpace,
     ) -> Result<Served, DeviceFault> {
         let user = UserMemory::new(memory.mmap(), space);
-        let mut budget = Budget {
-            requests: REQUESTS_AT_ONCE,
-            bytes: BYTES_AT_ONCE,
-        };
+        let mut budget = Budget::WHOLE;
         let mut served = Served {
             ready: Interest::NONE,
             more: false,
@@ -270,10 +295,7 @@ impl Devices {
             return Ok(false);
         };
         let user = UserMemory::new(memory.mmap(), space);
-        let mut budget = Budget {
-            requests: REQUESTS_AT_ONCE,
-            bytes: BYTES_AT_ONCE,
-        };
+        let mut budget = Budget::WHOLE;
         let blame = |(queue, broken)| DeviceFault {
             device: place,
             queue,
@@ -283,6 +305,15 @@ impl Devices {
             .serve(memory, user, Some(queue), &mut budget)
             .map_err(blame)?;
         Ok(device.has(queue))
+    }
+
+    /// What becomes readable when a device has something to do that no guest asked
+    /// for.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.devices.iter().filter_map(|it| match &it.backend {
+            Backend::Block(_) => None,
+            Backend::Stream(streams) => Some(streams.fd()),
+        })
     }
 
     /// Lets go of what stands behind them, so that others can have it.
@@ -308,16 +339,26 @@ impl Device {
         let Some(Accepted { features, queues }) = &mut self.accepted else {
             return Ok((false, false));
         };
-        let (mut ready, mut more) = (false, false);
-        for (number, queue) in (0_u16..).zip(queues) {
-            let Some(queue) = queue else { continue };
-            if only.is_some_and(|only| only != number) {
-                continue;
+        let mut more = false;
+        match &mut self.backend {
+            Backend::Block(disk) => {
+                for (number, queue) in (0_u16..).zip(queues.iter_mut()) {
+                    if let Some(queue) = queue
+                        && only.is_none_or(|only| only == number)
+                    {
+                        more |= serve_disk(queue, disk.as_mut(), *features, user, budget)
+                            .map_err(|broken| (number, broken))?;
+                    }
+                }
             }
-            let blame = |broken| (number, broken);
-            more |=
-                serve_queue(queue, &mut self.backend, *features, user, budget).map_err(blame)?;
-            ready |= has_news(queue, user).map_err(blame)?;
+            // What goes into one queue comes out of the other.
+            Backend::Stream(streams) => more |= streams.serve(queues, user, budget)?,
+        }
+        let mut ready = false;
+        for (number, queue) in (0_u16..).zip(queues) {
+            if let Some(queue) = queue {
+                ready |= has_news(queue, user).map_err(|broken| (number, broken))?;
+            }
         }
         Ok((ready, more))
     }
@@ -329,10 +370,11 @@ impl Device {
     }
 }
 
-/// Does what is in a queue, as far as the budget goes; says whether there is more.
-fn serve_queue(
+/// Does what is in a disk's queue, as far as the budget goes; says whether there is
+/// more.
+fn serve_disk(
     queue: &mut Queue,
-    backend: &mut Backend,
+    disk: &mut dyn Disk,
     features: u64,
     user: UserMemory<'_>,
     budget: &mut Budget,
@@ -343,14 +385,11 @@ fn serve_queue(
                 break;
             };
             let chain = Chain::fetch(chain)?;
-            let (written, work) = match backend {
-                Backend::Block(disk) => block::serve(disk.as_mut(), features, user, &chain)?,
-            };
+            let (written, work) = block::serve(disk, features, user, &chain)?;
             queue
                 .add_used(&user, chain.head, written)
                 .map_err(|e| ring(&e))?;
-            budget.requests = budget.requests.saturating_sub(1);
-            budget.bytes = budget.bytes.saturating_sub(work);
+            budget.spend(work);
         }
         // The guest is told from which index on it need kick.
         let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;

@@ -1,11 +1,13 @@
 //! What a replica's worker counts and its supervisor reads.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::protocol::TaskState;
+use crate::net::Traffic;
 
 /// Counters of one replica, over all its generations. Each is written by one
 /// thread at a time and is true by itself; together they are a moment apart.
@@ -14,6 +16,7 @@ pub(super) struct Meters {
     run_ns: AtomicU64,
     exits: AtomicU64,
     activity: AtomicU8,
+    traffic: Arc<Traffic>,
 }
 
 /// What a replica that lives does at the moment.
@@ -46,6 +49,11 @@ impl Meters {
             Activity::Running => 2,
         };
         self.activity.store(number, Ordering::Relaxed);
+    }
+
+    /// What its connections count.
+    pub(super) const fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     pub(super) fn run_ns(&self) -> u64 {

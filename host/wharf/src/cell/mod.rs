@@ -42,9 +42,10 @@ use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use wharf_machine::Hypervisor;
-use wharf_model::policy::SlotName;
+use wharf_model::policy::{Answer, Question, SlotName, Verdict};
 use wharf_policy::Slots;
 
+use crate::net::{Acceptor, Board, NetError};
 use console::Consoles;
 use events::EventLog;
 use protocol::{Command, NoSuchTask, Reply, Selector, TaskStatus};
@@ -56,6 +57,9 @@ pub enum CellError {
     /// KVM is not usable.
     #[error(transparent)]
     Machine(#[from] wharf_machine::Error),
+    /// A port cannot be published.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// No thread could be made.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -93,6 +97,32 @@ pub struct Cell {
     over: Arc<AtomicBool>,
 }
 
+/// What all workers of a cell use.
+#[derive(Clone)]
+struct Shared {
+    hypervisor: Arc<Hypervisor>,
+    slots: Arc<Slots>,
+    board: Arc<Board>,
+}
+
+/// Listens on the published ports, whose connections go where the router slot says.
+fn acceptor(config: &CellConfig, slots: &Arc<Slots>) -> Result<Acceptor, NetError> {
+    let slots = Arc::clone(slots);
+    let router = move |connection| {
+        let router = slots.slot(SlotName::Router);
+        match router.ask(&Question::Connect(connection)) {
+            Answer::Connect(verdict) => verdict,
+            // An answer is of its question's kind.
+            _ => Verdict::Deny,
+        }
+    };
+    let ports = config
+        .tasks
+        .iter()
+        .map(|task| (task.name.as_str(), task.publish.as_slice()));
+    Acceptor::start(Box::new(router), ports)
+}
+
 /// A command on its way within this process: with where its reply goes.
 #[derive(Debug)]
 pub(crate) struct Request {
@@ -113,10 +143,17 @@ impl Cell {
         let events = Arc::new(EventLog::default());
         let slots = policies::slots(&config, &events);
         policies::install(&slots, &config.policies)?;
+        // Before anything runs: a port that somebody else has refuses the whole.
+        let acceptor = acceptor(&config, &slots)?;
         let (requests, inbox) = bounded(64);
         let over = Arc::new(AtomicBool::new(false));
         let told = (Arc::clone(&events), Arc::clone(&over));
-        let (consoles, supervisor) = supervisor::start(config, &hypervisor, &slots, told, inbox)?;
+        let shared = Shared {
+            hypervisor,
+            slots: Arc::clone(&slots),
+            board: Arc::clone(acceptor.board()),
+        };
+        let (consoles, supervisor) = supervisor::start(config, &shared, acceptor, told, inbox)?;
         let cell = Self {
             requests,
             events,

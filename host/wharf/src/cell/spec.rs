@@ -12,6 +12,7 @@ use wharf_model::policy::SlotName;
 use wharf_policy::SlotConfig;
 
 use crate::device::Block;
+use crate::net::Publish;
 use crate::path;
 
 /// What a cell is to run.
@@ -45,6 +46,8 @@ pub struct TaskSpec {
     pub grace: Duration,
     /// What its block devices can be attached to.
     pub blocks: Vec<Block>,
+    /// Its ports that can be reached from outside.
+    pub publish: Vec<Publish>,
     /// Where its console goes besides the ring.
     pub log: Option<LogFile>,
     /// The operator's words about it.

@@ -7,10 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, after, never, select_biased, unbounded};
-use wharf_machine::Hypervisor;
 use wharf_model::cell::{Action, Cell as Model, Event as Fact, Replica, State, TaskKey};
 use wharf_model::{Outcome, Stop};
-use wharf_policy::Slots;
 
 use super::console::{ConsoleRing, Consoles};
 use super::events::EventLog;
@@ -18,26 +16,22 @@ use super::logger::{LogTarget, Logger};
 use super::meters::Meters;
 use super::protocol::{Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus};
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
-use super::{CellConfig, CellError, Request, TaskSpec};
+use super::{CellConfig, CellError, Request, Shared, TaskSpec};
+use crate::net::Acceptor;
 
 /// Starts workers, supervisor and tasks; the thread ends when the cell does, having
 /// said so in `over`. Returns also where the guests write.
 pub(super) fn start(
     config: CellConfig,
-    hypervisor: &Arc<Hypervisor>,
-    slots: &Arc<Slots>,
+    shared: &Shared,
+    acceptor: Acceptor,
     (events, over): (Arc<EventLog>, Arc<AtomicBool>),
     requests: Receiver<Request>,
 ) -> Result<(Consoles, JoinHandle<()>), CellError> {
     let (outbox, reports) = unbounded();
     let mut workers = Vec::new();
     for index in 0..usize::try_from(config.workers.max(1)).unwrap_or(1) {
-        workers.push(worker::start(
-            index,
-            Arc::clone(hypervisor),
-            Arc::clone(slots),
-            outbox.clone(),
-        )?);
+        workers.push(worker::start(index, shared.clone(), outbox.clone())?);
     }
     let members = members(config.tasks)?;
     let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
@@ -54,6 +48,8 @@ pub(super) fn start(
         .name("supervisor".to_owned())
         .spawn(move || {
             supervisor.run(&requests, &reports);
+            // Ports are free again before anybody hears that all is over.
+            drop(acceptor);
             over.store(true, Ordering::Release);
         })
         .map_err(CellError::Thread)?;
@@ -275,6 +271,7 @@ impl Supervisor {
         if let Some(member) = self.members.get(key.replica) {
             let birth = Birth {
                 key,
+                task: member.task,
                 spec: Arc::clone(&member.spec),
                 console: Arc::clone(&member.console),
                 meters: Arc::clone(&member.meters),

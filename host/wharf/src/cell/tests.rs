@@ -19,6 +19,7 @@ use super::console::Piece;
 use super::protocol::{Command, Event, EventKind, NoSuchTask, Reply, TaskState, TaskStatus};
 use super::{CellConfig, LogFile, PolicySpec, TaskSpec};
 use crate::device::{Block, BlockMode, Medium};
+use crate::net::Publish;
 
 /// Text with whatever a format may trip over.
 const AWKWARD: &str = "\"a\\b\n\0é\u{1F980}\u{feff}";
@@ -80,6 +81,10 @@ fn task(restart: Restart) -> TaskSpec {
             size: u64::MAX,
             keep: 0,
         }),
+        publish: vec![Publish {
+            address: "[::1]:8080".parse().unwrap(),
+            guest_port: 80,
+        }],
         labels: BTreeMap::from([(AWKWARD.to_owned(), String::new())]),
         blocks: media()
             .map(|medium| Block {
@@ -186,6 +191,7 @@ fn what_a_cell_is_started_with_survives() {
         log: None,
         labels: BTreeMap::new(),
         blocks: Vec::new(),
+        publish: Vec::new(),
         ..task(Restart::Never)
     };
     there_and_back(&CellConfig {

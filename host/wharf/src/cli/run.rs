@@ -14,7 +14,9 @@ use wharf_model::Outcome;
 use super::output;
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::is_task_name;
+use crate::config::publish;
 use crate::device::{Block, BlockMode, Medium, is_disk_size};
+use crate::net::Publish;
 use crate::run::{self, RunConfig};
 use crate::units;
 
@@ -25,6 +27,7 @@ Examples:
   wharf run . -- world                     the package here, built when stale
   wharf run guest-kernel/apps#spin         one binary of a package
   wharf run --memory 64MiB --timeout 5s hello.elf
+  wharf run --publish 8080:80 guest-kernel/apps#http
   wharf run --block data=disk.img,size=64MiB guest-kernel/apps#disk
 
 Exit status: the guest's own; 139 after a fault, with a report on standard error;
@@ -42,6 +45,10 @@ pub(super) struct Args {
     /// Attach a block device: NAME=FILE[,ro|,cow][,size=SIZE], or NAME=memory:SIZE
     #[arg(long, value_name = "NAME=FILE", value_parser = parse_block)]
     block: Vec<Block>,
+
+    /// Publish a port of the guest's: [ADDR:]PORT:GUESTPORT
+    #[arg(long, value_name = "PORT:GUESTPORT", value_parser = parse_publish)]
+    publish: Vec<Publish>,
 
     /// End the guest when it has run so long, such as 5s or 250ms
     #[arg(long, value_name = "DURATION", value_parser = units::parse_duration)]
@@ -80,6 +87,7 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
         },
         name: args.name.clone(),
         blocks: args.block,
+        publish: args.publish,
         limit: args.timeout,
     };
     let finished = run::run(&image, &config)?;
@@ -147,6 +155,11 @@ fn parse_block(text: &str) -> Result<Block, String> {
     let file = PathBuf::from(file);
     let medium = Medium::File { file, size, mode };
     Ok(Block { device, medium })
+}
+
+fn parse_publish(text: &str) -> Result<Publish, String> {
+    publish::parse(text)
+        .map_err(|what| format!("{what}: write [ADDR:]PORT:GUESTPORT, such as 8080:80"))
 }
 
 fn parse_name(name: &str) -> Result<String, &'static str> {

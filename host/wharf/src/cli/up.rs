@@ -61,15 +61,9 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         Err(error) => return Err(error.into()),
     };
     if args.check {
-        for problem in config.unsupported() {
-            output::complain(&problem.to_string());
-        }
         let tasks = config.tasks.len();
         output::print(format!("{}: {tasks} tasks, good\n", args.file.display()).as_bytes())?;
         return Ok(0);
-    }
-    if let Some(problem) = config.unsupported().first() {
-        bail!("{problem}");
     }
     let own = config.host.socket.clone();
     let socket = args
@@ -191,7 +185,7 @@ fn specs(
 fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<()> {
     // A router of the operator's own may have other ideas of who gets what.
     if !routed {
-        attach::check(image.manifest(), &spec.blocks, &spec.name)?;
+        attach::check(image.manifest(), &spec.blocks, &spec.publish, &spec.name)?;
     }
     for block in &spec.blocks {
         let open = block.open();

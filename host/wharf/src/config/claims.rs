@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::field::Field;
 use super::findings::{Findings, quote};
-use super::publish::Publish;
 use crate::cell::LogFile;
+use crate::net::Publish;
 
 /// Most virtual machines of a cell. Each that is made registers a notifier with
 /// the process's address space, and KVM asks all of them at every change of it.

@@ -18,8 +18,6 @@ pub(super) struct Field<'a> {
     pub(super) key: Key,
     /// The value as it is.
     pub(super) value: &'a Spanned<DeValue<'a>>,
-    /// Where its key is.
-    pub(super) key_at: usize,
 }
 
 impl<'a> Field<'a> {

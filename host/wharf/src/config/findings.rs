@@ -18,7 +18,6 @@ pub(super) struct Findings<'a> {
     /// Where each line begins.
     lines: Vec<usize>,
     wrong: Vec<(usize, String)>,
-    unsupported: Vec<(usize, String)>,
 }
 
 impl<'a> Findings<'a> {
@@ -30,7 +29,6 @@ impl<'a> Findings<'a> {
             text,
             lines: std::iter::once(0).chain(begins).collect(),
             wrong: Vec::new(),
-            unsupported: Vec::new(),
         }
     }
 
@@ -66,21 +64,15 @@ impl<'a> Findings<'a> {
         self.add(at, message);
     }
 
-    /// Something is right at a byte of the text, but not in this version.
-    pub(super) fn add_unsupported(&mut self, at: usize, message: impl Into<String>) {
-        self.unsupported.push((at, message.into()));
-    }
-
     /// The line, from 1, of a byte of the text.
     pub(super) fn line(&self, at: usize) -> usize {
         self.lines.partition_point(|&begin| begin <= at)
     }
 
-    /// What is not supported, when nothing is wrong.
-    pub(super) fn finish(mut self) -> Result<Vec<Problem>, ConfigError> {
+    /// Whether nothing is wrong.
+    pub(super) fn finish(self) -> Result<(), ConfigError> {
         if self.wrong.is_empty() {
-            let unsupported = std::mem::take(&mut self.unsupported);
-            Ok(self.problems(unsupported))
+            Ok(())
         } else {
             Err(self.into_error())
         }

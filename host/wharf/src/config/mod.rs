@@ -15,7 +15,7 @@ mod findings;
 mod log;
 mod policy;
 mod problem;
-mod publish;
+pub(crate) mod publish;
 mod section;
 mod task;
 
@@ -25,9 +25,9 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+pub use crate::net::Publish;
 pub use policy::{Policies, Policy};
 pub use problem::{ConfigError, Problem};
-pub use publish::Publish;
 pub use task::Task;
 
 use claims::Claims;
@@ -58,7 +58,6 @@ pub struct Config {
     pub policies: Policies,
     /// `[[task]]`, in the order of the file; at least one.
     pub tasks: Vec<Task>,
-    unsupported: Vec<Problem>,
 }
 
 /// What concerns the cell as a whole.
@@ -123,19 +122,12 @@ impl Config {
         let host = root.get(HOST).map(|host| Host::read(host, &mut found));
         let policies = root.get(POLICY).map(|it| Policies::read(it, &mut found));
         let tasks = read_tasks(root, &mut found);
+        found.finish()?;
         Ok(Self {
             host: host.unwrap_or_default(),
             policies: policies.unwrap_or_default(),
             tasks,
-            unsupported: found.finish()?,
         })
-    }
-
-    /// What the file asks for and this version of wharf cannot do yet: reason
-    /// enough to warn on a check and to refuse to bring the tasks up.
-    #[must_use]
-    pub fn unsupported(&self) -> &[Problem] {
-        &self.unsupported
     }
 }
 

@@ -5,52 +5,42 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::claims::Claims;
 use super::field::Field;
 use super::findings::{Findings, quote};
+use crate::net::Publish;
 
-/// A port of the host's that leads to one of a task's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Publish {
-    /// Where the host listens; the port is not 0.
-    pub address: SocketAddr,
-    /// Where the guest does; not 0.
-    pub guest_port: u16,
+/// Reads every port of one task.
+pub(super) fn read_all(
+    field: Field<'_>,
+    claims: &mut Claims,
+    found: &mut Findings<'_>,
+) -> Option<Vec<Publish>> {
+    let mut ports = Vec::new();
+    for item in field.items(found)? {
+        if let Some(publish) = read(item, found) {
+            claims.port(item, publish, found);
+            ports.push(publish);
+        }
+    }
+    Some(ports)
 }
 
-impl Publish {
-    /// Reads every port of one task.
-    pub(super) fn read_all(
-        field: Field<'_>,
-        claims: &mut Claims,
-        found: &mut Findings<'_>,
-    ) -> Option<Vec<Self>> {
-        let mut ports = Vec::new();
-        for item in field.items(found)? {
-            if let Some(publish) = Self::read(item, found) {
-                claims.port(item, publish, found);
-                ports.push(publish);
-            }
-        }
-        if !ports.is_empty() {
-            let what = "published ports come with a later version of wharf: take publish out";
-            found.add_unsupported(field.key_at, what);
-        }
-        Some(ports)
-    }
-
-    /// Reads `[ADDR:]PORT:GUESTPORT`. Without an address it is the machine's own:
-    /// to be reachable from elsewhere has to be asked for.
-    fn read(field: Field<'_>, found: &mut Findings<'_>) -> Option<Self> {
-        let text = field.text(found)?;
-        match parse(text) {
-            Ok(publish) => Some(publish),
-            Err(what) => {
-                field.wrong_unlike(what, found);
-                None
-            }
+fn read(field: Field<'_>, found: &mut Findings<'_>) -> Option<Publish> {
+    let text = field.text(found)?;
+    match parse(text) {
+        Ok(publish) => Some(publish),
+        Err(what) => {
+            field.wrong_unlike(what, found);
+            None
         }
     }
 }
 
-fn parse(text: &str) -> Result<Publish, String> {
+/// Reads `[ADDR:]PORT:GUESTPORT`. Without an address it is the machine's own: to be
+/// reachable from elsewhere has to be asked for.
+///
+/// # Errors
+///
+/// What is wrong with it.
+pub(crate) fn parse(text: &str) -> Result<Publish, String> {
     let (front, guest_port) = text
         .rsplit_once(':')
         .ok_or_else(|| format!("{} is not [ADDR:]PORT:GUESTPORT", quote(text)))?;

@@ -59,12 +59,8 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn get(&self, key: Key) -> Option<Field<'a>> {
-        let (name, value) = self.entries.get_key_value(key.name)?;
-        Some(Field {
-            key,
-            value,
-            key_at: name.span().start,
-        })
+        let value = self.entries.get(key.name)?;
+        Some(Field { key, value })
     }
 
     pub(super) fn require(&self, key: Key, found: &mut Findings<'_>) -> Option<Field<'a>> {
@@ -89,14 +85,9 @@ impl<'a> Section<'a> {
 
     /// Every value, all of them behind keys of the operator's own.
     pub(super) fn fields(self, key: Key) -> impl Iterator<Item = (&'a str, Field<'a>)> {
-        self.entries.iter().map(move |(name, value)| {
-            let field = Field {
-                key,
-                value,
-                key_at: name.span().start,
-            };
-            (name.get_ref().as_ref(), field)
-        })
+        self.entries
+            .iter()
+            .map(move |(name, value)| (name.get_ref().as_ref(), Field { key, value }))
     }
 }
 

@@ -14,7 +14,7 @@ use super::claims::Claims;
 use super::field::Field;
 use super::findings::{Findings, quote};
 use super::log;
-use super::publish::Publish;
+use super::publish;
 use super::section::{Key, Section};
 use crate::cell::TaskSpec;
 use crate::cell::protocol::is_task_name;
@@ -59,8 +59,6 @@ pub struct Task {
     /// What a cell runs of it, but for its image: that is the file's word, which
     /// may mean the source of one, `#BIN` included.
     pub spec: TaskSpec,
-    /// Its ports that are reachable from outside; replicas share them.
-    pub publish: Vec<Publish>,
 }
 
 impl Task {
@@ -108,6 +106,10 @@ impl Task {
                 .get(BLOCK)
                 .and_then(|it| block::read_all(it, claims, found))
                 .unwrap_or_default(),
+            publish: section
+                .get(PUBLISH)
+                .and_then(|it| publish::read_all(it, claims, found))
+                .unwrap_or_default(),
             weight: weight
                 .and_then(|it| it.number(1..=WEIGHT_MAX, found))
                 .unwrap_or(WEIGHT_DEFAULT),
@@ -122,13 +124,7 @@ impl Task {
                 .and_then(|it| read_labels(it, found))
                 .unwrap_or_default(),
         };
-        Some(Self {
-            spec,
-            publish: section
-                .get(PUBLISH)
-                .and_then(|it| Publish::read_all(it, claims, found))
-                .unwrap_or_default(),
-        })
+        Some(Self { spec })
     }
 }
 

@@ -118,7 +118,7 @@ fn every_key_of_the_contract_is_read() {
         guest_port: 80,
     };
     assert_eq!(
-        task.publish,
+        web.publish,
         ["127.0.0.1:8080", "[::1]:8080", "127.0.0.1:81"].map(publish)
     );
     let block = Block {
@@ -148,14 +148,7 @@ fn what_is_not_written_has_a_default() {
     let text = task("log = { file = \"./web.log\" }");
     let config = parse(&text).unwrap();
     assert_eq!(config.host, Host::default());
-    assert!(config.unsupported().is_empty());
-    let [
-        Task {
-            spec: task,
-            publish,
-        },
-    ] = config.tasks.as_slice()
-    else {
+    let [Task { spec: task }] = config.tasks.as_slice() else {
         panic!("{:?}", config.tasks);
     };
     assert_eq!(task.boot.memory, 32 << 20);
@@ -166,7 +159,7 @@ fn what_is_not_written_has_a_default() {
     let log = task.log.as_ref().unwrap();
     assert_eq!((log.size, log.keep), (16 << 20, 3));
     assert!(task.boot.args == wharf_machine::Args::default() && task.labels.is_empty());
-    assert!(publish.is_empty() && task.blocks.is_empty());
+    assert!(task.publish.is_empty() && task.blocks.is_empty());
 }
 
 #[test]
@@ -185,20 +178,6 @@ fn paths_are_relative_to_the_file() {
             "{file}"
         );
     }
-}
-
-#[test]
-fn what_comes_later_is_told_and_no_error() {
-    let config = parse(FULL).unwrap();
-    let told: Vec<String> = config
-        .unsupported()
-        .iter()
-        .map(ToString::to_string)
-        .collect();
-    assert_eq!(
-        told,
-        ["wharf.toml:25:1: published ports come with a later version of wharf: take publish out",]
-    );
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! Which back end each device of an image gets: the router's word, then opened.
 
+use std::net::SocketAddr;
+
 use wharf_abi::DeviceKind;
-use wharf_machine::device::Backend;
+use wharf_machine::device::{Backend, Network, Streams};
 use wharf_machine::image::ManifestView;
 use wharf_model::policy::{AttachVerdict, Attachment, DeviceKind as PolicyKind};
 
 use super::{Block, DiskError};
+use crate::net::{NetError, Publish};
 
 /// Who asks, for a policy to know.
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,10 +54,46 @@ pub enum AttachError {
         /// What it does declare.
         declared: String,
     },
+    /// A port is published, and the image takes no connections.
+    #[error(
+        "task {task}: {address} is published, and image {image} declares no stream device: take \
+         publish out, or add stream = [\"net\"] to the image's `#[wharf::main]`"
+    )]
+    NoStream {
+        /// The task.
+        task: String,
+        /// The image's name.
+        image: String,
+        /// The port.
+        address: SocketAddr,
+    },
+    /// One network is all there is.
+    #[error(
+        "task {task}: image {image} declares the stream device {device:?} and another one before \
+         it: one is all that an image can have"
+    )]
+    SecondStream {
+        /// The task.
+        task: String,
+        /// The image's name.
+        image: String,
+        /// The device.
+        device: String,
+    },
+    /// The kernel has nothing left for its connections.
+    #[error("task {task}: device {device:?}")]
+    Network {
+        /// The task.
+        task: String,
+        /// The device.
+        device: String,
+        /// Why not.
+        source: NetError,
+    },
     /// A kind that is not there yet.
     #[error(
         "task {task}: image {image} declares the {kind} device {device:?}, and this version of \
-         wharf has block devices only: use another image"
+         wharf has block and stream devices only: use another image"
     )]
     NoSuchKind {
         /// The task.
@@ -88,6 +127,16 @@ pub enum AttachError {
     },
 }
 
+/// What is there for a task's devices.
+pub struct Supply<'a> {
+    /// Its block devices.
+    pub blocks: &'a [Block],
+    /// Its published ports.
+    pub publish: &'a [Publish],
+    /// Makes what stands behind its streams.
+    pub network: &'a dyn Fn() -> Result<Box<dyn Network>, NetError>,
+}
+
 /// Finds and opens a back end for each device that `image` declares, in its order.
 /// `route` is the router; a router that chooses for itself may leave some of what
 /// is configured alone, the built-in one (`strict`) may not.
@@ -97,40 +146,58 @@ pub enum AttachError {
 /// [`AttachError`], for the first.
 pub fn attach(
     image: &ManifestView,
-    blocks: &[Block],
+    supply: &Supply<'_>,
     asker: Asker<'_>,
     strict: bool,
     mut route: impl FnMut(Attachment) -> AttachVerdict,
 ) -> Result<Vec<Backend>, AttachError> {
     let task = || asker.task.to_owned();
+    let blocks = supply.blocks;
     if strict {
-        check(image, blocks, asker.task)?;
+        check(image, blocks, supply.publish, asker.task)?;
+    } else {
+        check_streams(image, supply.publish, asker.task)?;
     }
     let mut backends = Vec::with_capacity(image.devices.len());
     for device in &image.devices {
-        if device.kind != DeviceKind::Block {
-            return Err(no_such_kind(image, device, asker.task));
-        }
+        let (kind, names) = match device.kind {
+            DeviceKind::Block => (
+                PolicyKind::Block,
+                blocks.iter().map(|block| block.device.clone()).collect(),
+            ),
+            // There is one network, for whatever name.
+            DeviceKind::Stream => (PolicyKind::Stream, vec![device.name.clone()]),
+            _ => return Err(no_such_kind(image, device, asker.task)),
+        };
         let verdict = route(Attachment {
             now: asker.now,
             replica: asker.replica,
             generation: asker.generation,
             device: device.name.clone(),
-            kind: PolicyKind::Block,
-            backends: blocks.iter().map(|block| block.device.clone()).collect(),
+            kind,
+            backends: names,
         });
+        if let AttachVerdict::Deny(reason) = verdict {
+            return Err(AttachError::Denied {
+                task: task(),
+                device: device.name.clone(),
+                reason,
+            });
+        }
+        if device.kind == DeviceKind::Stream {
+            let network = (supply.network)().map_err(|source| AttachError::Network {
+                task: task(),
+                device: device.name.clone(),
+                source,
+            })?;
+            backends.push(Backend::Stream(Box::new(Streams::new(network))));
+            continue;
+        }
         let chosen = match verdict {
             AttachVerdict::Backend(place) => {
                 usize::try_from(place).ok().and_then(|at| blocks.get(at))
             }
-            AttachVerdict::BuiltIn => blocks.iter().find(|it| it.device == device.name),
-            AttachVerdict::Deny(reason) => {
-                return Err(AttachError::Denied {
-                    task: task(),
-                    device: device.name.clone(),
-                    reason,
-                });
-            }
+            _ => blocks.iter().find(|it| it.device == device.name),
         };
         let Some(block) = chosen else {
             return Err(not_configured(image, &device.name, asker.task));
@@ -150,16 +217,27 @@ pub fn attach(
 /// # Errors
 ///
 /// [`AttachError`], for the first that is not.
-pub fn check(image: &ManifestView, blocks: &[Block], task: &str) -> Result<(), AttachError> {
+pub fn check(
+    image: &ManifestView,
+    blocks: &[Block],
+    publish: &[Publish],
+    task: &str,
+) -> Result<(), AttachError> {
     for device in &image.devices {
-        if device.kind != DeviceKind::Block {
-            return Err(no_such_kind(image, device, task));
-        }
-        if !blocks.iter().any(|block| block.device == device.name) {
-            return Err(not_configured(image, &device.name, task));
+        match device.kind {
+            DeviceKind::Block if blocks.iter().any(|it| it.device == device.name) => {}
+            DeviceKind::Block => return Err(not_configured(image, &device.name, task)),
+            DeviceKind::Stream => {}
+            _ => return Err(no_such_kind(image, device, task)),
         }
     }
-    let declares = |block: &&Block| image.devices.iter().any(|it| it.name == block.device);
+    check_streams(image, publish, task)?;
+    let declares = |block: &&Block| {
+        image
+            .devices
+            .iter()
+            .any(|it| it.kind == DeviceKind::Block && it.name == block.device)
+    };
     match blocks.iter().find(|block| !declares(block)) {
         None => Ok(()),
         Some(block) => Err(AttachError::NotDeclared {
@@ -171,8 +249,34 @@ pub fn check(image: &ManifestView, blocks: &[Block], task: &str) -> Result<(), A
     }
 }
 
+/// Whether published ports have an image that takes connections.
+fn check_streams(image: &ManifestView, publish: &[Publish], task: &str) -> Result<(), AttachError> {
+    let is_stream = |it: &&wharf_machine::image::Device| it.kind == DeviceKind::Stream;
+    let mut streams = image.devices.iter().filter(is_stream);
+    let (first, second) = (streams.next(), streams.next());
+    if let Some(second) = second {
+        return Err(AttachError::SecondStream {
+            task: task.to_owned(),
+            image: image.name.clone(),
+            device: second.name.clone(),
+        });
+    }
+    match publish.first() {
+        Some(port) if first.is_none() => Err(AttachError::NoStream {
+            task: task.to_owned(),
+            image: image.name.clone(),
+            address: port.address,
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn declared(image: &ManifestView) -> String {
-    let names: Vec<&str> = image.devices.iter().map(|it| it.name.as_str()).collect();
+    let blocks = image
+        .devices
+        .iter()
+        .filter(|it| it.kind == DeviceKind::Block);
+    let names: Vec<&str> = blocks.map(|it| it.name.as_str()).collect();
     match names.as_slice() {
         [] => "it declares none".to_owned(),
         names => format!("it declares {}", names.join(", ")),

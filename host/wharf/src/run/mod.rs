@@ -10,18 +10,21 @@ mod console;
 pub(crate) mod signals;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use nix::poll::PollFlags;
 use wharf_abi::Interest;
 use wharf_abi::hypercall::FOREVER;
-use wharf_machine::device::Backend;
+use wharf_machine::device::{Backend, Network};
 use wharf_machine::image::Image;
 use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
-use wharf_model::policy::built_in;
+use wharf_model::policy::{Answer, Connection, Question, Verdict, built_in};
 use wharf_model::{Action, Event, Instant, Outcome, Task};
 
 use crate::device::Block;
-use crate::device::attach::{self, Asker, AttachError};
+use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::net::{Acceptor, Board, Guest, NetError, Publish, Sockets};
 use alarm::Alarm;
 pub use console::Lost;
 use console::{Console, Written};
@@ -36,6 +39,8 @@ pub struct RunConfig {
     pub name: Option<String>,
     /// What stands behind its devices.
     pub blocks: Vec<Block>,
+    /// Its ports that can be reached from outside.
+    pub publish: Vec<Publish>,
     /// The task ends when it has run so long.
     pub limit: Option<Duration>,
 }
@@ -102,6 +107,9 @@ pub enum RunError {
         /// Why not.
         source: nix::Error,
     },
+    /// Its ports cannot be published.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Its devices cannot be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
@@ -113,7 +121,10 @@ pub enum RunError {
 ///
 /// When the host cannot start or run it; what the guest does is never an error.
 pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
-    let backends = attach(image, config)?;
+    let name = config.name.as_deref().unwrap_or(&image.manifest().name);
+    let ports = std::iter::once((name, config.publish.as_slice()));
+    let acceptor = Acceptor::start(Box::new(route), ports)?;
+    let backends = attach(image, config, acceptor.board())?;
     let start = std::time::Instant::now();
     let hypervisor = Hypervisor::open()?;
     let machine = Machine::boot(&hypervisor, image, &config.boot, backends)?;
@@ -144,16 +155,40 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
 
 /// Opens what the image's devices get. One task alone is nobody's to route but the
 /// built-in policy's, which is asked itself: no plugin, no engine for any.
-fn attach(image: &Image, config: &RunConfig) -> Result<Vec<Backend>, AttachError> {
+fn attach(
+    image: &Image,
+    config: &RunConfig,
+    board: &Arc<Board>,
+) -> Result<Vec<Backend>, AttachError> {
     let manifest = image.manifest();
     let asker = Asker {
         task: config.name.as_deref().unwrap_or(&manifest.name),
         generation: config.boot.generation,
         ..Asker::default()
     };
-    attach::attach(manifest, &config.blocks, asker, true, |it| {
-        built_in::attach(&it)
-    })
+    let network = || -> Result<Box<dyn Network>, NetError> {
+        let guest = Guest {
+            generation: config.boot.generation,
+            ..Guest::default()
+        };
+        let sockets = Sockets::new(Arc::clone(board), guest, Arc::default())?;
+        Ok(Box::new(sockets))
+    };
+    let supply = Supply {
+        blocks: &config.blocks,
+        publish: &config.publish,
+        network: &network,
+    };
+    attach::attach(manifest, &supply, asker, true, |it| built_in::attach(&it))
+}
+
+/// Who gets a connection: the built-in policy says.
+fn route(connection: Connection) -> Verdict {
+    match built_in(&Question::Connect(connection)) {
+        Answer::Connect(verdict) => verdict,
+        // An answer is of its question's kind.
+        _ => Verdict::Deny,
+    }
 }
 
 /// The guest's clock is the only one here: a deadline then is what the guest
@@ -289,9 +324,17 @@ impl Foreground<'_> {
             });
         }
         self.set_alarm(until)?;
-        match self.signals.wait(None)? {
+        let devices = self.machine.device_fds();
+        match self
+            .signals
+            .wait(devices.map(|fd| (fd, PollFlags::POLLIN)))?
+        {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),
-            Wake::Ready | Wake::Alarm => Ok(Event::Interrupted),
+            Wake::Ready => Ok(match self.serve() {
+                Ok(ready) => Event::Devices { ready },
+                Err(fault) => self.fault(&fault),
+            }),
+            Wake::Alarm => Ok(Event::Interrupted),
         }
     }
 
@@ -299,7 +342,11 @@ impl Foreground<'_> {
     /// ctrl-C still works.
     fn write(&mut self, until: Option<Instant>) -> Result<Event, RunError> {
         self.set_alarm(until)?;
-        match self.signals.wait(Some(self.console.fd()))? {
+        let console = self.console.fd();
+        match self
+            .signals
+            .wait(std::iter::once((console, PollFlags::POLLOUT)))?
+        {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),
             Wake::Alarm => Ok(Event::Interrupted),
             Wake::Ready => match self.console.write(&self.pending) {

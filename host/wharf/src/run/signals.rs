@@ -34,7 +34,7 @@ pub(super) struct Signals {
 pub(super) enum Wake {
     /// Somebody wants the task to end.
     Stop(Stop),
-    /// The file can be written.
+    /// A file is as it is to be.
     Ready,
     /// The alarm rang.
     Alarm,
@@ -65,11 +65,14 @@ impl Signals {
         Ok(None)
     }
 
-    /// Sleeps until a signal comes, the alarm among them, or `writable` can be
-    /// written. Poll's own time-out would be up to 0.1 % late; the alarm is not.
-    pub(super) fn wait(&self, writable: Option<BorrowedFd<'_>>) -> Result<Wake, RunError> {
+    /// Sleeps until a signal comes, the alarm among them, or one of `files` is as it
+    /// is to be. Poll's own time-out would be up to 0.1 % late; the alarm is not.
+    pub(super) fn wait<'a>(
+        &self,
+        files: impl Iterator<Item = (BorrowedFd<'a>, PollFlags)>,
+    ) -> Result<Wake, RunError> {
         let mut fds = vec![PollFd::new(self.fd.as_fd(), PollFlags::POLLIN)];
-        fds.extend(writable.map(|fd| PollFd::new(fd, PollFlags::POLLOUT)));
+        fds.extend(files.map(|(fd, flags)| PollFd::new(fd, flags)));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(e) => return Err(refused("to poll")(e)),
@@ -78,7 +81,8 @@ impl Signals {
             return Ok(Wake::Stop(stop));
         }
         // An error or hang-up is for the write to find.
-        let ready = fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true));
+        let mut files = fds.iter().skip(1);
+        let ready = files.any(|fd| fd.any().unwrap_or(true));
         Ok(if ready { Wake::Ready } else { Wake::Alarm })
     }
 }

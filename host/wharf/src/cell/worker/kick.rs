@@ -1,5 +1,6 @@
 //! Getting a worker out of its guest: by another thread, or by its own timer.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,19 +19,21 @@ const KICK: Signal = Signal::SIGUSR1;
 #[derive(Debug, Default)]
 pub(in crate::cell) struct Kicker {
     thread: OnceLock<Pthread>,
-    in_guest: AtomicBool,
+    /// Whether it is in a guest, or sleeps.
+    is_away: AtomicBool,
 }
 
 impl Kicker {
-    /// Gets the worker out of its guest, if it is in one or about to enter.
+    /// Gets the worker out of its guest or sleep, if it is there or about to be.
     ///
     /// The message was sent before this is called, and the worker looks for
-    /// messages after it has said that it enters: one of the two sees the other.
+    /// messages after it has said that it goes away: one of the two sees the other.
     pub(super) fn kick(&self) {
-        if self.in_guest.load(Ordering::SeqCst)
+        if self.is_away.load(Ordering::SeqCst)
             && let Some(thread) = self.thread.get()
         {
-            // The thread lives for as long as anybody has its mailbox.
+            // A worker says that it is back before its thread ends, also when it
+            // panics.
             let _ = pthread_kill(*thread, KICK);
         }
     }
@@ -41,6 +44,13 @@ pub(super) struct Kicks {
     shared: Arc<Kicker>,
     signals: SignalFd,
     alarm: Alarm,
+}
+
+impl Drop for Kicks {
+    /// A worker that is gone is not kicked: its thread may have been joined.
+    fn drop(&mut self) {
+        self.back();
+    }
 }
 
 impl Kicks {
@@ -61,14 +71,20 @@ impl Kicks {
         })
     }
 
-    /// Says that the guest is about to be entered: from now on messages kick.
-    pub(super) fn entering(&self) {
-        self.shared.in_guest.store(true, Ordering::SeqCst);
+    /// Becomes readable when a kick or the alarm came.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
     }
 
-    /// Says that the guest was left.
-    pub(super) fn left(&self) {
-        self.shared.in_guest.store(false, Ordering::SeqCst);
+    /// Says that the guest is about to be entered, or the worker about to sleep: from
+    /// now on messages kick.
+    pub(super) fn away(&self) {
+        self.shared.is_away.store(true, Ordering::SeqCst);
+    }
+
+    /// Says that it is back.
+    pub(super) fn back(&self) {
+        self.shared.is_away.store(false, Ordering::SeqCst);
     }
 
     /// Takes what is pending, so that it does not end the next entry too.

@@ -1,14 +1,15 @@
 //! A guest that lives: its machine, its state in the model, and its turns.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Answer, Interest};
-use wharf_machine::device::Backend;
+use wharf_machine::device::{Backend, Network};
 use wharf_machine::image::Image;
-use wharf_machine::{Call, Exit, Fault, Hypervisor, Machine, Report};
+use wharf_machine::{Call, Exit, Fault, Machine, Report};
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::{Answer as Verdict, AttachVerdict, Question, SlotName};
 use wharf_model::{Action, Event, Outcome, Stop, Task};
@@ -16,12 +17,13 @@ use wharf_policy::Slots;
 
 use super::kick::Kicks;
 use super::{Birth, ToWorker};
-use crate::cell::TaskSpec;
 use crate::cell::console::ConsoleRing;
 use crate::cell::headroom;
 use crate::cell::logger::LogTarget;
 use crate::cell::meters::{self, Activity, Meters};
-use crate::device::attach::{self, Asker, AttachError};
+use crate::cell::{Shared, TaskSpec};
+use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::net::{Guest, NetError, Sockets};
 
 /// How long a guest that writes more than its log file takes is kept waiting.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
@@ -35,6 +37,8 @@ pub(in crate::cell) struct Live {
     pub(super) key: TaskKey,
     /// In the list of sleepers, until then; kept here to be found there.
     pub(super) sleeps_until: Option<Instant>,
+    /// Whether it waits.
+    pub(super) is_parked: bool,
     spec: Arc<TaskSpec>,
     image: Image,
     machine: Machine,
@@ -42,7 +46,7 @@ pub(in crate::cell) struct Live {
     /// What is to be done first at the next turn.
     next: Action,
     pending: Vec<u8>,
-    /// Whether a device was left with work.
+    /// Whether a device has work that the guest did not ask for.
     backlog: bool,
     console: Arc<ConsoleRing>,
     log: Option<Arc<LogTarget>>,
@@ -72,24 +76,33 @@ pub(super) enum Left {
 
 impl Live {
     /// Reads the image and makes the guest; the error says why not, in one line.
-    pub(super) fn boot(
-        hypervisor: &Hypervisor,
-        slots: &Slots,
-        birth: Birth,
-    ) -> Result<Self, String> {
+    pub(super) fn boot(shared: &Shared, birth: Birth) -> Result<Self, String> {
         let Birth {
             key,
+            task: place,
             spec,
             console,
             meters,
             log,
         } = birth;
+        meters.set_activity(Activity::Ready);
         let line = |e: &dyn std::error::Error| crate::text::one_line(e);
         let image = Image::open(&spec.image).map_err(|e| line(&e))?;
-        let backends = route(slots, &spec, key, &image).map_err(|e| line(&e))?;
+        let guest = Guest {
+            task: place,
+            replica: u32::try_from(key.replica).unwrap_or(u32::MAX),
+            generation: key.generation,
+        };
+        let network = || -> Result<Box<dyn Network>, NetError> {
+            let (board, traffic) = (Arc::clone(&shared.board), Arc::clone(meters.traffic()));
+            Ok(Box::new(Sockets::new(board, guest, traffic)?))
+        };
+        let backends =
+            route(&shared.slots, &spec, guest, &image, &network).map_err(|e| line(&e))?;
         let mut boot = spec.boot.clone();
         boot.generation = key.generation;
-        let machine = Machine::boot(hypervisor, &image, &boot, backends).map_err(|e| line(&e))?;
+        let machine =
+            Machine::boot(&shared.hypervisor, &image, &boot, backends).map_err(|e| line(&e))?;
         // Asked last: what is not left then was this guest's.
         headroom::check().map_err(|e| line(&e))?;
         let mut task = Task::new(None).with_grace(spec.grace);
@@ -97,6 +110,7 @@ impl Live {
         Ok(Self {
             key,
             sleeps_until: None,
+            is_parked: false,
             spec,
             image,
             machine,
@@ -117,6 +131,16 @@ impl Live {
 
     pub(super) fn is_ready(&self) {
         self.meters.set_activity(Activity::Ready);
+    }
+
+    /// What becomes readable when its devices have something to do.
+    pub(super) fn device_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.machine.device_fds()
+    }
+
+    /// Has the devices looked at, at the next turn.
+    pub(super) const fn has_news(&mut self) {
+        self.backlog = true;
     }
 
     /// Lets go of its files, for whoever comes after it.
@@ -202,14 +226,14 @@ impl Live {
         turn: &Turn<'_>,
         answer: Option<Answer>,
     ) -> Option<(Event, Duration)> {
-        kicks.entering();
+        kicks.away();
         if !turn.inbox.is_empty() {
-            kicks.left();
+            kicks.back();
             return None;
         }
         let start = meters::thread_time();
         let exit = self.machine.enter(answer);
-        kicks.left();
+        kicks.back();
         let event = match exit {
             Ok(exit) => self.take(kicks, exit),
             Err(e) => {
@@ -327,30 +351,30 @@ impl Live {
 fn route(
     slots: &Slots,
     spec: &TaskSpec,
-    key: TaskKey,
+    guest: Guest,
     image: &Image,
+    network: &dyn Fn() -> Result<Box<dyn Network>, NetError>,
 ) -> Result<Vec<Backend>, AttachError> {
     let router = slots.slot(SlotName::Router);
     let asker = Asker {
         task: &spec.name,
         now: wharf_policy::now().as_nanos(),
-        replica: u32::try_from(key.replica).unwrap_or(u32::MAX),
-        generation: key.generation,
+        replica: guest.replica,
+        generation: guest.generation,
+    };
+    let supply = Supply {
+        blocks: &spec.blocks,
+        publish: &spec.publish,
+        network,
     };
     let strict = !router.has_plugin();
-    attach::attach(
-        image.manifest(),
-        &spec.blocks,
-        asker,
-        strict,
-        |attachment| {
-            match router.ask(&Question::Attach(attachment)) {
-                Verdict::Attach(verdict) => verdict,
-                // An answer is of its question's kind.
-                _ => AttachVerdict::BuiltIn,
-            }
-        },
-    )
+    attach::attach(image.manifest(), &supply, asker, strict, |attachment| {
+        match router.ask(&Question::Attach(attachment)) {
+            Verdict::Attach(verdict) => verdict,
+            // An answer is of its question's kind.
+            _ => AttachVerdict::BuiltIn,
+        }
+    })
 }
 
 /// What an absurd deadline is taken for; it is looked at again then.

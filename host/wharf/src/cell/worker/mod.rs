@@ -4,43 +4,44 @@
 //!   ┌──▶ take in messages ──▶ wake who is due ──▶ pick who is next ──▶ run it ──┐
 //!   │                                                │ nobody                   │
 //!   │                                                ▼                          │
-//!   │                                     sleep until a message or              │
-//!   │                                     the next deadline                     │
+//!   │                                     sleep until a message, a device       │
+//!   │                                     or the next deadline                  │
 //!   └────────────────────────────────────────────────┴──────────────────────────┘
 //! ```
 //!
 //! A guest that waits is an entry in a list and costs no thread. A guest that
 //! runs is left when it waits, ends, has used its slice while others are ready,
 //! when a sleeper is due, or when a message comes: the sender signals a worker
-//! that is in a guest, and the signal is blocked outside, so that it cannot fall
-//! into the gap before `KVM_RUN`.
+//! that is in a guest or sleeps, and the signal is blocked outside, so that it
+//! cannot fall into the gap before `KVM_RUN`.
 
 mod kick;
 mod live;
 mod scheduler;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use wharf_machine::Hypervisor;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::SliceEnd;
+use wharf_model::schedule::SLICE;
 use wharf_model::{Outcome, Stop};
-use wharf_policy::Slots;
 
 use super::console::ConsoleRing;
 use super::logger::LogTarget;
 use super::meters::Meters;
-use super::{CellError, TaskSpec};
+use super::{CellError, Shared, TaskSpec};
 
 pub(super) use kick::Kicker;
 use kick::Kicks;
 pub(super) use live::Live;
 use live::{Left, Turn};
 use scheduler::Scheduler;
+use watch::{Patience, Watch};
 
 /// How often a crowded worker says so: moving a guest is cheap, but going back
 /// and forth is not useful.
@@ -83,6 +84,8 @@ pub(super) enum FromWorker {
 /// What is needed to make a guest.
 pub(super) struct Birth {
     pub(super) key: TaskKey,
+    /// The task's place in the configuration.
+    pub(super) task: usize,
     pub(super) spec: Arc<TaskSpec>,
     pub(super) console: Arc<ConsoleRing>,
     pub(super) meters: Arc<Meters>,
@@ -108,8 +111,7 @@ impl Mailbox {
 /// Starts a worker.
 pub(super) fn start(
     index: usize,
-    hypervisor: Arc<Hypervisor>,
-    slots: Arc<Slots>,
+    shared: Shared,
     outbox: Sender<FromWorker>,
 ) -> Result<(Mailbox, JoinHandle<()>), CellError> {
     let (messages, inbox) = unbounded();
@@ -122,13 +124,16 @@ pub(super) fn start(
     let thread = std::thread::Builder::new()
         .name(format!("worker {index}"))
         .spawn(move || {
-            let kicks = Kicks::on_this_thread(kicker);
-            let refusal = kicks.as_ref().err().copied();
+            let made = Kicks::on_this_thread(kicker).and_then(|kicks| {
+                let watch = Watch::new(kicks.fd())?;
+                Ok((kicks, watch))
+            });
+            let refusal = made.as_ref().err().copied();
             // Who started this thread waits for the answer.
             let _ = ready.send(refusal.map_or(Ok(()), Err));
-            if let Ok(kicks) = kicks {
+            if let Ok(made) = made {
                 let _farewell = Farewell(index, outbox.clone());
-                Worker::new(index, hypervisor, slots, inbox, outbox, kicks).run();
+                Worker::new(index, shared, inbox, outbox, made).run();
             }
         })
         .map_err(CellError::Thread)?;
@@ -152,11 +157,11 @@ impl Drop for Farewell {
 
 struct Worker {
     index: usize,
-    hypervisor: Arc<Hypervisor>,
-    slots: Arc<Slots>,
+    shared: Shared,
     inbox: Receiver<ToWorker>,
     outbox: Sender<FromWorker>,
     kicks: Kicks,
+    watch: Watch,
     guests: BTreeMap<TaskKey, Live>,
     queue: Scheduler,
     sleepers: BTreeSet<(Instant, TaskKey)>,
@@ -170,19 +175,19 @@ struct Worker {
 impl Worker {
     fn new(
         index: usize,
-        hypervisor: Arc<Hypervisor>,
-        slots: Arc<Slots>,
+        shared: Shared,
         inbox: Receiver<ToWorker>,
         outbox: Sender<FromWorker>,
-        kicks: Kicks,
+        (kicks, watch): (Kicks, Watch),
     ) -> Self {
+        let slots = Arc::clone(&shared.slots);
         Self {
             index,
-            hypervisor,
-            slots: Arc::clone(&slots),
+            shared,
             inbox,
             outbox,
             kicks,
+            watch,
             guests: BTreeMap::new(),
             queue: Scheduler::new(index, slots),
             sleepers: BTreeSet::new(),
@@ -200,13 +205,12 @@ impl Worker {
                 }
             }
             self.wake_due();
+            if !self.watch.is_empty() {
+                self.look(Patience::None);
+            }
             match self.queue.next() {
                 Some((key, slice)) => self.run_one(key, slice),
-                None => {
-                    if self.sleep().is_break() {
-                        return;
-                    }
-                }
+                None => self.sleep(),
             }
         }
     }
@@ -234,10 +238,10 @@ impl Worker {
 
     fn boot(&mut self, birth: Birth) {
         let (key, start) = (birth.key, Instant::now());
-        match Live::boot(&self.hypervisor, &self.slots, birth) {
+        match Live::boot(&self.shared, birth) {
             Ok(live) => {
-                self.tell(FromWorker::Booted(key, start.elapsed()));
                 self.take_in(live);
+                self.tell(FromWorker::Booted(key, start.elapsed()));
             }
             Err(reason) => self.tell(FromWorker::BootFailed(key, reason)),
         }
@@ -247,6 +251,7 @@ impl Worker {
         let key = live.key;
         self.gone.remove(&key.replica);
         self.queue.insert(key, live.weight());
+        self.watch.add(key, live.device_fds());
         self.guests.insert(key, live);
         self.said_idle = false;
         self.wake(key);
@@ -258,8 +263,21 @@ impl Worker {
             if let Some(until) = live.sleeps_until.take() {
                 self.sleepers.remove(&(until, key));
             }
+            live.is_parked = false;
             live.is_ready();
             self.queue.wake(key);
+        }
+    }
+
+    /// Wakes the guests whose devices have something to do.
+    fn look(&mut self, patience: Patience) {
+        for key in self.watch.look(patience) {
+            if let Some(live) = self.guests.get_mut(&key) {
+                live.has_news();
+                if live.is_parked {
+                    self.wake(key);
+                }
+            }
         }
     }
 
@@ -281,6 +299,8 @@ impl Worker {
             self.queue.remove(key);
             return;
         };
+        // Nobody calls a worker out of its guest for the sake of another's socket.
+        let slice = slice.or_else(|| self.watch.has_others(key).then_some(SLICE));
         let turn = Turn {
             slice,
             sleeper: self.sleepers.first().map(|(until, _)| *until),
@@ -302,6 +322,7 @@ impl Worker {
                 self.say_crowded();
             }
             Left::Parked(until) => {
+                live.is_parked = true;
                 live.sleeps_until = until;
                 self.sleepers.extend(until.map(|until| (until, key)));
             }
@@ -313,6 +334,7 @@ impl Worker {
     fn end(&mut self, key: TaskKey, outcome: Outcome) {
         if let Some(mut live) = self.guests.remove(&key) {
             self.queue.remove(key);
+            self.watch.remove(key, live.device_fds());
             if let Some(until) = live.sleeps_until {
                 self.sleepers.remove(&(until, key));
             }
@@ -334,6 +356,7 @@ impl Worker {
             && let Some(live) = self.guests.remove(&key)
         {
             self.queue.remove(key);
+            self.watch.remove(key, live.device_fds());
             // Sent before it is told: whatever the supervisor then says to the
             // other worker arrives behind the guest.
             mailbox.send(ToWorker::Adopt(Box::new(live)));
@@ -353,24 +376,22 @@ impl Worker {
         }
     }
 
-    /// Waits for a message or the next deadline.
-    fn sleep(&mut self) -> std::ops::ControlFlow<()> {
+    /// Waits for a message, a device or the next deadline.
+    fn sleep(&mut self) {
         if !self.said_idle {
             self.said_idle = true;
             self.tell(FromWorker::Idle(self.index));
         }
-        let message = match self.sleepers.first() {
-            Some((until, _)) => self.inbox.recv_deadline(*until),
-            None => self
-                .inbox
-                .recv()
-                .map_err(|_| RecvTimeoutError::Disconnected),
-        };
-        match message {
-            Ok(message) => self.obey(message),
-            Err(RecvTimeoutError::Timeout) => std::ops::ControlFlow::Continue(()),
-            Err(RecvTimeoutError::Disconnected) => std::ops::ControlFlow::Break(()),
+        if let Some((until, _)) = self.sleepers.first() {
+            self.kicks
+                .set_alarm(until.saturating_duration_since(Instant::now()));
         }
+        self.kicks.away();
+        if self.inbox.is_empty() {
+            self.look(Patience::Unlimited);
+        }
+        self.kicks.back();
+        self.kicks.drain();
     }
 
     fn say_crowded(&mut self) {

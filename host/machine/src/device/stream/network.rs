@@ -1,0 +1,99 @@
+//! What stands behind a guest's streams.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
+
+use wharf_abi::stream::Refusal;
+
+use crate::transfer::Buffers;
+
+/// One connection, of one guest; never given to another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamId(pub u64);
+
+/// How a connection is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// What was sent is still delivered.
+    Orderly,
+    /// The other side is told that it was cut off.
+    Reset,
+}
+
+/// Something that happened on the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happening {
+    /// Somebody connected to a port of the guest's.
+    Incoming {
+        /// The connection.
+        id: StreamId,
+        /// The guest's port.
+        port: u16,
+    },
+    /// What the guest asked for is there.
+    Connected(StreamId),
+    /// It is not to be had.
+    Failed(StreamId, Refusal),
+    /// There may be something to receive; when it `ends`, all that is left of it.
+    Readable {
+        /// The connection.
+        id: StreamId,
+        /// Whether its last byte has arrived, or it is broken.
+        ends: bool,
+    },
+    /// There may be room to send.
+    Writable(StreamId),
+}
+
+/// The network, as a guest's streams see it. Nothing in it blocks.
+///
+/// Readiness is told once (as by `EPOLLET`, epoll(7)): after
+/// [`Happening::Readable`] there is nothing more to tell until a [`Network::receive`]
+/// has filled less than it could.
+pub trait Network: fmt::Debug + Send {
+    /// Becomes readable when [`Network::poll`] has something.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// The guest has its driver: connections may come.
+    fn open(&mut self);
+
+    /// Adds what happened; false when there may be more.
+    fn poll(&mut self, happened: &mut Vec<Happening>) -> bool;
+
+    /// Begins to connect; [`Happening::Connected`] or [`Happening::Failed`] follows.
+    ///
+    /// # Errors
+    ///
+    /// When that is already known to be in vain.
+    fn connect(&mut self, to: SocketAddr) -> Result<StreamId, Refusal>;
+
+    /// Receives what is there and fits; 0 when nothing more will come.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] when there is nothing yet; any other ends the
+    /// connection.
+    fn receive(&mut self, id: StreamId, into: &Buffers<'_>) -> io::Result<usize>;
+
+    /// Sends as much as there is room for.
+    ///
+    /// # Errors
+    ///
+    /// As [`Network::receive`].
+    fn send(&mut self, id: StreamId, from: &Buffers<'_>) -> io::Result<usize>;
+
+    /// The same of bytes that were kept back.
+    ///
+    /// # Errors
+    ///
+    /// As [`Network::receive`].
+    fn send_bytes(&mut self, id: StreamId, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Says that nothing more will be sent.
+    fn end_sending(&mut self, id: StreamId);
+
+    /// Forgets a connection.
+    fn close(&mut self, id: StreamId, how: Close);
+}

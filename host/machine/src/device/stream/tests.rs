@@ -1,0 +1,634 @@
+//! A driver that is good or bad, and a network that is a script.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use wharf_abi::device::QUEUES_MAX;
+use wharf_abi::stream::{
+    CONNECT_PORT, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND, TYPE_STREAM,
+};
+use wharf_model::stream::HOST_CREDIT;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{Close, Happening, Network, StreamId, Streams};
+use crate::device::user::UserMemory;
+use crate::device::{Broken, Budget};
+use crate::image::Access;
+use crate::memory::{Gpa, GuestMemory};
+use crate::space::{AddressSpace, Mapping, Owner};
+use crate::transfer::Buffers;
+
+/// Where the guest's memory begins, all of which it may write.
+const BASE: u64 = 0x10_0000;
+const MEMORY: u64 = 4 << 20;
+const ENTRIES: u16 = 16;
+/// A receive buffer; they lie one behind the other from `BUFFERS` on.
+const BUFFER: u64 = 4096;
+const BUFFERS: u64 = BASE + 0x10_0000;
+const SENT: u64 = BASE + 0x20_0000;
+
+/// What the network did and will do.
+#[derive(Debug, Default)]
+struct Script {
+    happens: VecDeque<Happening>,
+    arrives: BTreeMap<StreamId, VecDeque<Vec<u8>>>,
+    /// Bytes that it still takes.
+    takes: usize,
+    took: Vec<u8>,
+    broken: bool,
+    ended: Vec<StreamId>,
+    closed: Vec<(StreamId, Close)>,
+    wanted: Vec<SocketAddr>,
+    refuses: Option<Refusal>,
+}
+
+#[derive(Clone, Debug)]
+struct Fake {
+    script: Arc<Mutex<Script>>,
+    fd: Arc<std::fs::File>,
+}
+
+impl Fake {
+    fn edit<T>(&self, edit: impl FnOnce(&mut Script) -> T) -> T {
+        edit(&mut self.script.lock().unwrap())
+    }
+}
+
+impl Network for Fake {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn open(&mut self) {}
+
+    fn poll(&mut self, happened: &mut Vec<Happening>) -> bool {
+        self.edit(|it| happened.extend(it.happens.drain(..)));
+        true
+    }
+
+    fn connect(&mut self, to: SocketAddr) -> Result<StreamId, Refusal> {
+        self.edit(|it| {
+            it.wanted.push(to);
+            it.refuses.map_or(Ok(StreamId(1000)), Err)
+        })
+    }
+
+    fn receive(&mut self, id: StreamId, into: &Buffers<'_>) -> io::Result<usize> {
+        self.edit(|it| {
+            if it.broken {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let queue = it.arrives.entry(id).or_default();
+            let mut bytes = queue.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+            let rest = bytes.split_off(bytes.len().min(usize::try_from(into.len()).unwrap()));
+            if !rest.is_empty() {
+                queue.push_front(rest);
+            }
+            Ok(into.copy_in(&bytes))
+        })
+    }
+
+    fn send(&mut self, id: StreamId, from: &Buffers<'_>) -> io::Result<usize> {
+        let mut bytes = vec![0; usize::try_from(from.len()).unwrap()];
+        from.copy_out(&mut bytes);
+        self.send_bytes(id, &bytes)
+    }
+
+    fn send_bytes(&mut self, _: StreamId, bytes: &[u8]) -> io::Result<usize> {
+        self.edit(|it| {
+            if it.broken {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            let count = bytes.len().min(it.takes);
+            if count == 0 && !bytes.is_empty() {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            it.takes -= count;
+            it.took.extend(&bytes[..count]);
+            Ok(count)
+        })
+    }
+
+    fn end_sending(&mut self, id: StreamId) {
+        self.edit(|it| it.ended.push(id));
+    }
+
+    fn close(&mut self, id: StreamId, how: Close) {
+        self.edit(|it| it.closed.push((id, how)));
+    }
+}
+
+/// A packet that the guest received.
+#[derive(Debug, PartialEq)]
+struct Got {
+    op: Op,
+    host_port: u32,
+    guest_port: u32,
+    flags: u32,
+    bytes: Vec<u8>,
+}
+
+struct Driver {
+    memory: GuestMemory,
+    space: AddressSpace,
+    queues: RefCell<[Option<Queue>; QUEUES_MAX]>,
+    streams: RefCell<Streams>,
+    network: Fake,
+    offered: u16,
+    seen: u16,
+    sent: u16,
+}
+
+/// Where a queue's three parts are.
+fn rings(number: u64) -> [u64; 3] {
+    let base = BASE + number * 0x4000;
+    [base, base + 0x1000, base + 0x2000]
+}
+
+impl Driver {
+    fn new() -> Self {
+        let memory = GuestMemory::new(MEMORY, 0).unwrap();
+        let space = AddressSpace::new(&[Mapping {
+            addr: BASE,
+            len: MEMORY,
+            gpa: Gpa(0),
+            access: Access::ReadWrite,
+            owner: Owner::Guest,
+        }]);
+        let mut queues = [const { None }; QUEUES_MAX];
+        for (number, slot) in (0..).zip(queues.iter_mut().take(2)) {
+            let [table, avail, used] = rings(number);
+            let mut queue = Queue::new(256).unwrap();
+            queue.try_set_size(ENTRIES).unwrap();
+            queue
+                .try_set_desc_table_address(GuestAddress(table))
+                .unwrap();
+            queue
+                .try_set_avail_ring_address(GuestAddress(avail))
+                .unwrap();
+            queue.try_set_used_ring_address(GuestAddress(used)).unwrap();
+            queue.set_event_idx(true);
+            queue.set_ready(true);
+            *slot = Some(queue);
+        }
+        let network = Fake {
+            script: Arc::default(),
+            fd: Arc::new(std::fs::File::open("/dev/null").unwrap()),
+        };
+        Self {
+            memory,
+            space,
+            queues: RefCell::new(queues),
+            streams: RefCell::new(Streams::new(Box::new(network.clone()))),
+            network,
+            offered: 0,
+            seen: 0,
+            sent: 0,
+        }
+    }
+
+    fn user(&self) -> UserMemory<'_> {
+        UserMemory::new(self.memory.mmap(), &self.space)
+    }
+
+    fn put<T: vm_memory::ByteValued>(&self, value: T, at: u64) {
+        self.user().write_obj(value, GuestAddress(at)).unwrap();
+    }
+
+    /// Puts one buffer into a ring.
+    fn make_available(&self, queue: u64, index: u16, addr: u64, len: u32, is_writable: bool) {
+        let [table, avail, _] = rings(queue);
+        let slot = index % ENTRIES;
+        let at = table + u64::from(slot) * 16;
+        self.put(addr, at);
+        self.put(len, at + 8);
+        self.put(if is_writable { 2_u16 } else { 0 }, at + 12);
+        self.put(0_u16, at + 14);
+        self.put(slot, avail + 4 + u64::from(slot) * 2);
+        self.put(index.wrapping_add(1), avail + 2);
+    }
+
+    /// Gives the device so many receive buffers.
+    fn offer(&mut self, count: u16) {
+        for _ in 0..count {
+            let addr = BUFFERS + u64::from(self.offered % ENTRIES) * BUFFER;
+            let len = u32::try_from(BUFFER).unwrap();
+            self.make_available(0, self.offered, addr, len, true);
+            self.offered += 1;
+        }
+    }
+
+    fn send(&mut self, header: Header, bytes: &[u8]) {
+        let addr = SENT + u64::from(self.sent % ENTRIES) * 0x1_1000;
+        let user = self.user();
+        user.write_slice(header.as_bytes(), GuestAddress(addr))
+            .unwrap();
+        let behind = addr + u64::try_from(HEADER_LEN).unwrap();
+        user.write_slice(bytes, GuestAddress(behind)).unwrap();
+        let len = u32::try_from(HEADER_LEN + bytes.len()).unwrap();
+        self.make_available(1, self.sent, addr, len, false);
+        self.sent += 1;
+    }
+
+    /// Sends a packet of a connection, with credit for much.
+    fn say(&mut self, op: Op, (host, guest): (u32, u32), flags: u32, bytes: &[u8]) {
+        let header = Header {
+            flags,
+            ..packet(op, host, guest, bytes.len())
+        };
+        self.send(header, bytes);
+    }
+
+    fn try_serve(&mut self) -> Result<bool, (u16, Broken)> {
+        let mut budget = Budget::WHOLE;
+        self.streams
+            .borrow_mut()
+            .serve(&mut self.queues.borrow_mut(), self.user(), &mut budget)
+    }
+
+    /// Has the device look, and takes out what it has for the guest.
+    fn serve(&mut self) -> Vec<Got> {
+        self.try_serve().unwrap();
+        let [_, _, used] = rings(0);
+        let user = UserMemory::new(self.memory.mmap(), &self.space);
+        let end: u16 = user.read_obj(GuestAddress(used + 2)).unwrap();
+        let mut got = Vec::new();
+        while self.seen != end {
+            let at = used + 4 + u64::from(self.seen % ENTRIES) * 8;
+            let slot: u32 = user.read_obj(GuestAddress(at)).unwrap();
+            let len: u32 = user.read_obj(GuestAddress(at + 4)).unwrap();
+            let mut bytes = vec![0; usize::try_from(len).unwrap()];
+            let addr = BUFFERS + u64::from(slot) * BUFFER;
+            user.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
+            let (header, bytes) = Header::read_from_prefix(&bytes).unwrap();
+            assert_eq!(u64::from(header.len), u64::try_from(bytes.len()).unwrap());
+            assert_eq!(
+                ({ header.src_cid }, { header.dst_cid }),
+                (HOST_CID, GUEST_CID)
+            );
+            got.push(Got {
+                op: Op::from_raw(header.op).unwrap(),
+                host_port: header.src_port,
+                guest_port: header.dst_port,
+                flags: header.flags,
+                bytes: bytes.to_vec(),
+            });
+            self.seen = self.seen.wrapping_add(1);
+        }
+        got
+    }
+
+    fn happens(&self, happening: Happening) {
+        self.network.edit(|it| it.happens.push_back(happening));
+    }
+
+    fn arrives(&self, id: StreamId, bytes: &[u8], ends: bool) {
+        self.network.edit(|it| {
+            let queue = it.arrives.entry(id).or_default();
+            queue.push_back(bytes.to_vec());
+            if ends {
+                queue.push_back(Vec::new());
+            }
+        });
+        self.happens(Happening::Readable { id, ends });
+    }
+
+    /// A connection from outside that the guest has taken.
+    fn connected(&mut self) -> (StreamId, (u32, u32)) {
+        self.offer(8);
+        self.network.edit(|it| it.takes = 1 << 20);
+        let id = StreamId(7);
+        self.happens(Happening::Incoming { id, port: 80 });
+        let got = self.serve();
+        assert_eq!(
+            (got.len(), got[0].op, got[0].guest_port),
+            (1, Op::Request, 80)
+        );
+        let ports = (got[0].host_port, 80);
+        self.say(Op::Response, ports, 0, b"");
+        assert_eq!(self.serve(), []);
+        (id, ports)
+    }
+}
+
+fn packet(op: Op, host: u32, guest: u32, len: usize) -> Header {
+    Header {
+        src_cid: GUEST_CID,
+        dst_cid: HOST_CID,
+        src_port: guest,
+        dst_port: host,
+        len: u32::try_from(len).unwrap(),
+        socket_type: TYPE_STREAM,
+        op: op.raw(),
+        flags: 0,
+        buf_alloc: 1 << 20,
+        fwd_cnt: 0,
+    }
+}
+
+fn got(op: Op, (host_port, guest_port): (u32, u32), flags: u32, bytes: &[u8]) -> Got {
+    Got {
+        op,
+        host_port,
+        guest_port,
+        flags,
+        bytes: bytes.to_vec(),
+    }
+}
+
+#[test]
+fn bytes_go_both_ways_and_each_end_is_told() {
+    let mut driver = Driver::new();
+    let (id, ports) = driver.connected();
+    driver.arrives(id, b"GET /", false);
+    assert_eq!(driver.serve(), [got(Op::Data, ports, 0, b"GET /")]);
+    driver.say(Op::Data, ports, 0, b"200 OK");
+    assert_eq!(driver.serve(), []);
+    assert_eq!(driver.network.edit(|it| it.took.clone()), b"200 OK");
+
+    // The client has sent its last; the guest answers all the same.
+    driver.arrives(id, b"bye", true);
+    let told = driver.serve();
+    assert_eq!(told[0], got(Op::Data, ports, 0, b"bye"));
+    assert_eq!(told[1], got(Op::Shutdown, ports, SHUTDOWN_SEND, b""));
+    driver.say(Op::Data, ports, 0, b"!");
+    driver.say(Op::Shutdown, ports, SHUTDOWN_SEND, b"");
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+    driver.network.edit(|it| {
+        assert_eq!(it.took, b"200 OK!");
+        assert_eq!(it.ended, [id]);
+        assert_eq!(it.closed, [(id, Close::Orderly)]);
+    });
+}
+
+#[test]
+fn who_does_not_listen_resets() {
+    let mut driver = Driver::new();
+    driver.offer(8);
+    let id = StreamId(9);
+    driver.happens(Happening::Incoming { id, port: 81 });
+    let ports = (driver.serve()[0].host_port, 81);
+    driver.say(Op::Reset, ports, 0, b"");
+    assert_eq!(driver.serve(), [], "a reset is not answered");
+    assert_eq!(
+        driver.network.edit(|it| it.closed.clone()),
+        [(id, Close::Reset)]
+    );
+    // What it says of it afterwards is of no connection.
+    driver.say(Op::Data, ports, 0, b"x");
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+}
+
+#[test]
+fn a_client_that_resets_is_gone_for_the_guest_too() {
+    let mut driver = Driver::new();
+    let (id, ports) = driver.connected();
+    driver.network.edit(|it| it.broken = true);
+    driver.happens(Happening::Readable { id, ends: true });
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+    assert_eq!(
+        driver.network.edit(|it| it.closed.clone()),
+        [(id, Close::Reset)]
+    );
+    // It crosses what the guest sends.
+    driver.say(Op::Reset, ports, 0, b"");
+    assert_eq!(driver.serve(), []);
+}
+
+#[test]
+fn what_the_network_does_not_take_is_kept_and_sent_later() {
+    let mut driver = Driver::new();
+    let (id, ports) = driver.connected();
+    driver.network.edit(|it| it.takes = 3);
+    driver.say(Op::Data, ports, 0, b"abcdef");
+    driver.say(Op::Data, ports, 0, b"ghi");
+    driver.say(Op::Shutdown, ports, SHUTDOWN_SEND | SHUTDOWN_RECEIVE, b"");
+    assert_eq!(driver.serve(), []);
+    driver.network.edit(|it| {
+        assert_eq!(
+            (it.took.as_slice(), it.ended.len(), it.closed.len()),
+            (&b"abc"[..], 0, 0)
+        );
+        it.takes = 100;
+    });
+    driver.happens(Happening::Writable(id));
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+    driver.network.edit(|it| {
+        assert_eq!(it.took, b"abcdefghi");
+        assert_eq!(
+            (it.ended.clone(), it.closed.clone()),
+            (vec![id], vec![(id, Close::Orderly)])
+        );
+    });
+}
+
+#[test]
+fn a_guest_that_sends_more_than_its_credit_faults() {
+    let mut driver = Driver::new();
+    let (_, ports) = driver.connected();
+    driver.network.edit(|it| it.takes = 0);
+    let half = vec![0; usize::try_from(HOST_CREDIT / 2).unwrap()];
+    driver.say(Op::Data, ports, 0, &half);
+    driver.say(Op::Data, ports, 0, &half);
+    assert_eq!(driver.serve(), []);
+    driver.say(Op::Data, ports, 0, b"x");
+    assert_eq!(driver.try_serve(), Err((1, Broken::Overdrawn)));
+}
+
+#[test]
+fn credit_comes_back_when_the_network_takes_it() {
+    let mut driver = Driver::new();
+    let (id, ports) = driver.connected();
+    driver.network.edit(|it| it.takes = 0);
+    let half = vec![0; usize::try_from(HOST_CREDIT / 2).unwrap()];
+    driver.say(Op::Data, ports, 0, &half);
+    assert_eq!(driver.serve(), []);
+    driver.network.edit(|it| it.takes = usize::MAX);
+    driver.happens(Happening::Writable(id));
+    assert_eq!(driver.serve(), [got(Op::CreditUpdate, ports, 0, b"")]);
+    // The same when it is taken at once.
+    driver.say(Op::Data, ports, 0, &half);
+    assert_eq!(driver.serve(), [got(Op::CreditUpdate, ports, 0, b"")]);
+    driver.say(Op::CreditRequest, ports, 0, b"");
+    assert_eq!(driver.serve(), [got(Op::CreditUpdate, ports, 0, b"")]);
+}
+
+#[test]
+fn a_guest_gets_no_more_than_it_has_room_for() {
+    let mut driver = Driver::new();
+    let (id, ports) = driver.connected();
+    let little = Header {
+        buf_alloc: 4,
+        ..packet(Op::CreditUpdate, ports.0, ports.1, 0)
+    };
+    driver.send(little, b"");
+    driver.arrives(id, b"abcdefgh", false);
+    assert_eq!(driver.serve(), [got(Op::Data, ports, 0, b"abcd")]);
+    assert_eq!(driver.serve(), []);
+    driver.send(
+        Header {
+            fwd_cnt: 4,
+            ..little
+        },
+        b"",
+    );
+    assert_eq!(driver.serve(), [got(Op::Data, ports, 0, b"efgh")]);
+}
+
+#[test]
+fn without_receive_buffers_nothing_is_lost() {
+    let mut driver = Driver::new();
+    driver.network.edit(|it| it.takes = 100);
+    let id = StreamId(7);
+    driver.happens(Happening::Incoming { id, port: 80 });
+    assert_eq!(driver.serve(), []);
+    driver.offer(1);
+    let ports = (driver.serve()[0].host_port, 80);
+    driver.say(Op::Response, ports, 0, b"");
+    driver.arrives(id, b"abc", true);
+    assert_eq!(driver.serve(), []);
+    driver.offer(1);
+    assert_eq!(driver.serve(), [got(Op::Data, ports, 0, b"abc")]);
+    driver.offer(1);
+    assert_eq!(
+        driver.serve(),
+        [got(Op::Shutdown, ports, SHUTDOWN_SEND, b"")]
+    );
+}
+
+#[test]
+fn a_guest_connects_to_the_outside() {
+    let mut driver = Driver::new();
+    driver.offer(8);
+    driver.network.edit(|it| it.takes = 100);
+    let ports = (CONNECT_PORT, 5000);
+    let mut to = [0; 20];
+    to[10..16].copy_from_slice(&[0xFF, 0xFF, 192, 0, 2, 7]);
+    to[16] = 80;
+    driver.say(Op::Request, ports, 0, &to);
+    assert_eq!(driver.serve(), []);
+    let wanted = driver.network.edit(|it| it.wanted.clone());
+    assert_eq!(wanted, ["192.0.2.7:80".parse().unwrap()]);
+    driver.happens(Happening::Connected(StreamId(1000)));
+    driver.arrives(StreamId(1000), b"hello", false);
+    assert_eq!(
+        driver.serve(),
+        [
+            got(Op::Response, ports, 0, b""),
+            got(Op::Data, ports, 0, b"hello")
+        ]
+    );
+    // The same port again, while it is in use, is the guest's mistake.
+    driver.say(Op::Request, ports, 0, &to);
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+}
+
+#[test]
+fn who_cannot_be_connected_is_told_why() {
+    let mut to = [0; 20];
+    to[15] = 1;
+    to[16] = 80;
+    for (bytes, refuses, told) in [
+        (&to[..], Some(Refusal::Denied), Refusal::Denied),
+        (&to[..], Some(Refusal::TooMany), Refusal::TooMany),
+        (&to[..19], None, Refusal::Invalid),
+        (&[0; 20][..], None, Refusal::Invalid),
+        (&[][..], None, Refusal::Invalid),
+    ] {
+        let mut driver = Driver::new();
+        driver.offer(8);
+        driver.network.edit(|it| it.refuses = refuses);
+        driver.say(Op::Request, (CONNECT_PORT, 9), 0, bytes);
+        let expected = [got(Op::Reset, (CONNECT_PORT, 9), told.raw(), b"")];
+        assert_eq!(driver.serve(), expected, "{bytes:?}");
+    }
+    let mut driver = Driver::new();
+    driver.offer(8);
+    driver.say(Op::Request, (CONNECT_PORT, 9), 0, &to);
+    driver.happens(Happening::Failed(StreamId(1000), Refusal::TimedOut));
+    let expected = [got(
+        Op::Reset,
+        (CONNECT_PORT, 9),
+        Refusal::TimedOut.raw(),
+        b"",
+    )];
+    assert_eq!(driver.serve(), expected);
+}
+
+#[test]
+fn packets_that_make_no_sense_are_the_guests_fault() {
+    type Spoil = fn(&mut Header);
+    let spoils: [(Spoil, usize); 6] = [
+        (|it| it.src_cid = HOST_CID, 0),
+        (|it| it.dst_cid = GUEST_CID, 0),
+        (|it| it.socket_type = 2, 0),
+        (|it| it.len = 1, 0),
+        (|it| it.len = u32::MAX, 3),
+        (|it| it.len = 0, 3),
+    ];
+    for (spoil, len) in spoils {
+        let mut driver = Driver::new();
+        let mut header = packet(Op::Data, 1024, 80, len);
+        spoil(&mut header);
+        driver.send(header, &vec![0; len]);
+        assert_eq!(driver.try_serve(), Err((1, Broken::Packet)), "{header:?}");
+    }
+    let mut driver = Driver::new();
+    driver.make_available(1, 0, SENT, 43, false);
+    assert_eq!(driver.try_serve(), Err((1, Broken::NoHeader)));
+    let mut driver = Driver::new();
+    driver.make_available(0, 0, BUFFERS, 511, true);
+    driver.happens(Happening::Incoming {
+        id: StreamId(1),
+        port: 80,
+    });
+    assert_eq!(driver.try_serve(), Err((0, Broken::SmallBuffer)));
+}
+
+#[test]
+fn what_is_out_of_place_ends_the_connection_and_no_more() {
+    for op in [Op::Request, Op::Response] {
+        let mut driver = Driver::new();
+        let (id, ports) = driver.connected();
+        driver.say(op, ports, 0, b"");
+        assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")], "{op:?}");
+        assert_eq!(
+            driver.network.edit(|it| it.closed.clone()),
+            [(id, Close::Reset)]
+        );
+    }
+    // An operation that there is not, and bytes after the last.
+    let mut driver = Driver::new();
+    let (_, ports) = driver.connected();
+    driver.send(
+        Header {
+            op: 99,
+            ..packet(Op::Data, ports.0, ports.1, 0)
+        },
+        b"",
+    );
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+    let mut driver = Driver::new();
+    let (_, ports) = driver.connected();
+    driver.say(Op::Shutdown, ports, SHUTDOWN_SEND, b"");
+    driver.say(Op::Data, ports, 0, b"more");
+    assert_eq!(driver.serve(), [got(Op::Reset, ports, 0, b"")]);
+    assert_eq!(driver.network.edit(|it| it.took.len()), 0);
+}
+
+#[test]
+fn resets_for_nobody_are_bounded() {
+    let mut driver = Driver::new();
+    for port in 0..200 {
+        driver.say(Op::Data, (77, port), 0, b"");
+        driver.try_serve().unwrap();
+    }
+    assert_eq!(driver.streams.borrow().strays.len(), super::STRAYS_MAX);
+}

@@ -1,0 +1,277 @@
+//! The thread that takes connections to published ports.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+
+use super::board::{Board, Port, Routed, Router, ring};
+use super::{NetError, Publish};
+
+/// Connections that wait for the acceptor in the kernel.
+const BACKLOG: i32 = 1024;
+
+/// Connections to a port that wait for a guest that takes them: it may be starting.
+const WAITING_MAX: usize = 256;
+
+/// For how long they wait.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether they waited too long.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Pause after a connection could not be taken for want of descriptors or memory.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections of one port that are taken at a stretch.
+const AT_ONCE: usize = 64;
+
+/// When the kernel asks a silent client whether it is still there, and gives up on
+/// one that does not take what it was sent.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(60);
+
+/// The number of the board's bell among those of ports.
+const BELL: u64 = u64::MAX;
+
+/// Takes connections until it is dropped.
+#[derive(Debug)]
+pub struct Acceptor {
+    board: Arc<Board>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Acceptor {
+    /// Listens on every port of every task; connections go where `router` says.
+    ///
+    /// # Errors
+    ///
+    /// When a port cannot be had. Then none is.
+    pub fn start<'a>(
+        router: Box<Router>,
+        tasks: impl Iterator<Item = (&'a str, &'a [Publish])>,
+    ) -> Result<Self, NetError> {
+        let mut ports = Vec::new();
+        let mut listeners = Vec::new();
+        for (task, (name, published)) in tasks.enumerate() {
+            for publish in published {
+                let address = publish.address;
+                let listener = listen(address).map_err(|source| NetError::Listen {
+                    task: name.to_owned(),
+                    address,
+                    source,
+                })?;
+                listeners.push(Listener {
+                    socket: listener,
+                    waiting: VecDeque::new(),
+                });
+                ports.push(Port {
+                    task,
+                    publish: *publish,
+                });
+            }
+        }
+        let board = Arc::new(Board::new(router, ports)?);
+        let over = Arc::new(AtomicBool::new(false));
+        let thread = if listeners.is_empty() {
+            None
+        } else {
+            let serving = Serving::new(Arc::clone(&board), listeners, Arc::clone(&over))?;
+            let thread = std::thread::Builder::new().name("acceptor".to_owned());
+            let thread = thread.spawn(move || serving.run());
+            Some(thread.map_err(|source| NetError::System {
+                what: "a thread",
+                source,
+            })?)
+        };
+        Ok(Self {
+            board,
+            over,
+            thread,
+        })
+    }
+
+    /// Where guests put up their doors.
+    #[must_use]
+    pub const fn board(&self) -> &Arc<Board> {
+        &self.board
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        ring(self.board.opened());
+        if let Some(thread) = self.thread.take() {
+            // It cannot panic; if it did, it is over all the same.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Listener {
+    socket: Socket,
+    /// Who found nobody, and since when.
+    waiting: VecDeque<(Instant, Socket, SocketAddr)>,
+}
+
+struct Serving {
+    board: Arc<Board>,
+    listeners: Vec<Listener>,
+    epoll: Epoll,
+    over: Arc<AtomicBool>,
+}
+
+impl Serving {
+    fn new(
+        board: Arc<Board>,
+        listeners: Vec<Listener>,
+        over: Arc<AtomicBool>,
+    ) -> Result<Self, NetError> {
+        let refused = |e: nix::Error| NetError::System {
+            what: "an epoll",
+            source: e.into(),
+        };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(refused)?;
+        for (number, listener) in (0..).zip(&listeners) {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
+            epoll.add(&listener.socket, event).map_err(refused)?;
+        }
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
+        epoll.add(board.opened(), event).map_err(refused)?;
+        Ok(Self {
+            board,
+            listeners,
+            epoll,
+            over,
+        })
+    }
+
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); 32];
+        while !self.over.load(Ordering::Acquire) {
+            let anybody = self.listeners.iter().any(|it| !it.waiting.is_empty());
+            let timeout = if anybody {
+                u16::try_from(LOOK.as_millis()).map_or(EpollTimeout::ZERO, EpollTimeout::from)
+            } else {
+                EpollTimeout::NONE
+            };
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::Error::EINTR) => 0,
+                Err(e) => {
+                    log::error!("published ports are served no more: epoll: {e}");
+                    return;
+                }
+            };
+            let ready: Vec<u64> = events.iter().take(count).map(EpollEvent::data).collect();
+            if ready.contains(&BELL) {
+                // Only that it rang counts.
+                let _ = self.board.opened().read();
+            }
+            for number in 0..self.listeners.len() {
+                self.look_after_waiting(number);
+                if u64::try_from(number).is_ok_and(|it| ready.contains(&it)) {
+                    self.accept(number);
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self, number: usize) {
+        for _ in 0..AT_ONCE {
+            let Some(listener) = self.listeners.get(number) else {
+                return;
+            };
+            match listener.socket.accept() {
+                Ok((socket, source)) => {
+                    // A socket that refuses its options is as good without them.
+                    let _ = prepare(&socket);
+                    if let Some(source) = source.as_socket() {
+                        self.give(number, Instant::now(), socket, source);
+                    }
+                }
+                Err(e) => match e.kind() {
+                    io::ErrorKind::WouldBlock => return,
+                    // Who has gone again already.
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
+                    _ => {
+                        log::warn!("a connection was not taken: {e}");
+                        std::thread::sleep(PAUSE);
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Gives a connection to who is to have it; false when nobody is there yet.
+    fn give(&mut self, number: usize, since: Instant, socket: Socket, source: SocketAddr) -> bool {
+        let Some(port) = self.board.ports().get(number) else {
+            return true;
+        };
+        match self.board.route(port, socket, source, None) {
+            Routed::Taken | Routed::Denied => true,
+            Routed::Nobody(socket) => {
+                if let Some(listener) = self.listeners.get_mut(number) {
+                    if listener.waiting.len() < WAITING_MAX {
+                        listener.waiting.push_back((since, socket, source));
+                    } else {
+                        reset(&socket);
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// Tries again for those that wait, and lets those go that waited too long.
+    fn look_after_waiting(&mut self, number: usize) {
+        let Some(listener) = self.listeners.get_mut(number) else {
+            return;
+        };
+        let now = Instant::now();
+        for (since, socket, source) in std::mem::take(&mut listener.waiting) {
+            if now.saturating_duration_since(since) < PATIENCE {
+                self.give(number, since, socket, source);
+            } else {
+                reset(&socket);
+            }
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    // What still lingers of a host before this one is no reason to refuse.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // IPv4 has an address of its own to be published on.
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Has a client that is gone noticed, and small answers sent at once.
+pub(super) fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
+/// Has the other side told that it was cut off, when the socket is dropped.
+pub(super) fn reset(socket: &Socket) {
+    // If not, it is told that this was all.
+    let _ = socket.set_linger(Some(Duration::ZERO));
+}

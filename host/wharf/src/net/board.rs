@@ -1,0 +1,292 @@
+//! Which ports lead to which task, and which guests take connections.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use nix::sys::eventfd::EventFd;
+use socket2::Socket;
+use wharf_machine::device::StreamId;
+use wharf_model::policy::{Connection, Direction, Endpoint, Target, Verdict};
+
+use super::{CONNECTIONS_MAX, NetError, Publish};
+
+/// Most guests that a router chooses among.
+const TARGETS_MAX: usize = 64;
+
+/// Who says where a connection goes. The verdict is final: a target, out, or no.
+pub type Router = dyn Fn(Connection) -> Verdict + Send + Sync;
+
+/// The ports and guests of a cell.
+pub struct Board {
+    router: Box<Router>,
+    ports: Vec<Port>,
+    doors: Mutex<Vec<Arc<Door>>>,
+    /// Tells the acceptor that a guest takes connections now.
+    opened: EventFd,
+}
+
+/// A published port.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    /// The task's place in the configuration.
+    pub(super) task: usize,
+    pub(super) publish: Publish,
+}
+
+/// A guest, as the network knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// Its task's place in the configuration.
+    pub task: usize,
+    /// Number of the replica in the cell.
+    pub replica: u32,
+    /// Which life of it.
+    pub generation: u64,
+}
+
+/// A connection on its way to a guest.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) socket: Socket,
+    /// The guest's port.
+    pub(super) port: u16,
+}
+
+/// Where connections get into a guest.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub(super) guest: Guest,
+    is_open: AtomicBool,
+    /// None when the guest is gone: what is sent before that is received.
+    arrivals: Mutex<Option<Sender<Arrival>>>,
+    /// Readable when somebody has arrived.
+    pub(super) bell: EventFd,
+    pub(super) traffic: Arc<Traffic>,
+}
+
+/// What is counted of a replica's connections, over all its generations.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Connections that it has.
+    pub open: AtomicU32,
+    /// Connections that it had.
+    pub total: AtomicU64,
+    /// Those that ended with an error.
+    pub errors: AtomicU64,
+    /// Bytes from the network.
+    pub received: AtomicU64,
+    /// Bytes to the network.
+    pub sent: AtomicU64,
+}
+
+/// What becomes of a connection.
+#[derive(Debug)]
+pub(super) enum Routed {
+    /// Somebody has it.
+    Taken,
+    /// Nobody takes connections at the moment.
+    Nobody(Socket),
+    /// The router says no.
+    Denied,
+}
+
+impl Board {
+    pub(super) fn new(router: Box<Router>, ports: Vec<Port>) -> Result<Self, NetError> {
+        Ok(Self {
+            router,
+            ports,
+            doors: Mutex::new(Vec::new()),
+            opened: bell()?,
+        })
+    }
+
+    pub(super) fn ports(&self) -> &[Port] {
+        &self.ports
+    }
+
+    pub(super) const fn opened(&self) -> &EventFd {
+        &self.opened
+    }
+
+    /// Makes a door for a guest, through which nothing comes until it is opened.
+    pub(super) fn door(
+        &self,
+        guest: Guest,
+        traffic: Arc<Traffic>,
+    ) -> Result<(Arc<Door>, Receiver<Arrival>), NetError> {
+        let (arrivals, arrived) = unbounded();
+        let door = Arc::new(Door {
+            guest,
+            is_open: AtomicBool::new(false),
+            arrivals: Mutex::new(Some(arrivals)),
+            bell: bell()?,
+            traffic,
+        });
+        self.doors().push(Arc::clone(&door));
+        Ok((door, arrived))
+    }
+
+    /// Lets connections through a door.
+    pub(super) fn open(&self, door: &Door) {
+        door.is_open.store(true, Ordering::Release);
+        ring(&self.opened);
+    }
+
+    /// Takes a door away; nothing comes through it any more.
+    pub(super) fn close(&self, door: &Arc<Door>) {
+        self.doors().retain(|it| !Arc::ptr_eq(it, door));
+        *lock(&door.arrivals) = None;
+    }
+
+    /// Finds somebody for a connection to a published port.
+    pub(super) fn route(
+        &self,
+        port: &Port,
+        socket: Socket,
+        source: SocketAddr,
+        from: Option<u32>,
+    ) -> Routed {
+        let mut doors: Vec<(u32, Arc<Door>)> = self
+            .doors()
+            .iter()
+            .filter(|it| it.guest.task == port.task && it.is_open.load(Ordering::Acquire))
+            .map(|it| (it.traffic.open.load(Ordering::Relaxed), Arc::clone(it)))
+            .filter(|(connections, _)| *connections < CONNECTIONS_MAX)
+            .collect();
+        if doors.is_empty() {
+            return Routed::Nobody(socket);
+        }
+        doors.sort_by_key(|(connections, door)| (*connections, door.guest.replica));
+        doors.truncate(TARGETS_MAX);
+        let target = |(connections, door): &(u32, Arc<Door>)| Target {
+            replica: door.guest.replica,
+            connections: *connections,
+            generation: door.guest.generation,
+        };
+        let verdict = (self.router)(Connection {
+            now: wharf_policy::now().as_nanos(),
+            lot: getrandom::u64().unwrap_or(0),
+            direction: if from.is_some() {
+                Direction::Between
+            } else {
+                Direction::Inbound
+            },
+            from_replica: from,
+            source: endpoint(source),
+            destination: endpoint(port.publish.address),
+            targets: doors.iter().map(target).collect(),
+        });
+        let Verdict::Target(place) = verdict else {
+            return Routed::Denied;
+        };
+        let chosen = usize::try_from(place).ok().and_then(|at| doors.get(at));
+        let Some((_, door)) = chosen else {
+            return Routed::Denied;
+        };
+        door.pass(Arrival {
+            socket,
+            port: port.publish.guest_port,
+        })
+    }
+
+    /// The published port at an address that a guest connects to, if it is one.
+    pub(super) fn port_at(&self, to: SocketAddr) -> Option<&Port> {
+        self.ports.iter().find(|port| {
+            let address = port.publish.address;
+            let is_any = address.ip().is_unspecified() && to.ip().is_loopback();
+            address.port() == to.port() && (address.ip() == to.ip() || is_any)
+        })
+    }
+
+    /// Whether a guest may connect to the outside.
+    pub(super) fn lets_out(&self, from: u32, to: SocketAddr) -> bool {
+        let none = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 0);
+        let verdict = (self.router)(Connection {
+            now: wharf_policy::now().as_nanos(),
+            lot: getrandom::u64().unwrap_or(0),
+            direction: Direction::Outbound,
+            from_replica: Some(from),
+            source: endpoint(none),
+            destination: endpoint(to),
+            targets: Vec::new(),
+        });
+        verdict == Verdict::Pass
+    }
+
+    fn doors(&self) -> MutexGuard<'_, Vec<Arc<Door>>> {
+        lock(&self.doors)
+    }
+}
+
+impl Door {
+    /// Gives a connection to the guest. It counts from now on, so that the next one
+    /// is not given to the same guest for want of news.
+    pub(super) fn pass(&self, arrival: Arrival) -> Routed {
+        let arrivals = lock(&self.arrivals);
+        let Some(sender) = arrivals.as_ref() else {
+            return Routed::Nobody(arrival.socket);
+        };
+        self.traffic.open.fetch_add(1, Ordering::Relaxed);
+        match sender.send(arrival) {
+            Ok(()) => {
+                ring(&self.bell);
+                Routed::Taken
+            }
+            Err(returned) => {
+                self.traffic.open.fetch_sub(1, Ordering::Relaxed);
+                Routed::Nobody(returned.0.socket)
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board")
+            .field("ports", &self.ports)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A thread that panicked while it held one of these left it whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Numbers connections of the whole process, none twice.
+pub(super) fn next_id() -> StreamId {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    StreamId(NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn bell() -> Result<EventFd, NetError> {
+    use nix::sys::eventfd::EfdFlags;
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| {
+        NetError::System {
+            what: "an eventfd",
+            source: e.into(),
+        }
+    })
+}
+
+/// Makes it readable; it stays so until it is read.
+pub(super) fn ring(bell: &EventFd) {
+    // Full is as readable as it gets.
+    let _ = bell.write(1);
+}
+
+fn endpoint(address: SocketAddr) -> Endpoint {
+    let bits = match address.ip() {
+        IpAddr::V4(it) => it.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(it) => it.to_bits(),
+    };
+    let [high, low] = [bits >> 64, bits & u128::from(u64::MAX)]
+        .map(|half| u64::try_from(half).unwrap_or(u64::MAX));
+    Endpoint {
+        high,
+        low,
+        port: address.port(),
+    }
+}

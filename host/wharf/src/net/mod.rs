@@ -1,0 +1,81 @@
+//! The network: ports that are published, and what connects guests to it.
+//!
+//! ```text
+//!              ┌─ acceptor (a thread) ─┐        ┌─ a worker ─────────────────────┐
+//!   client ──▶ │ listener ──▶ router ──┼─ door ─┼▶ Sockets ◀─▶ streams ◀─▶ guest │
+//!              └───────────────────────┘        └────────────────────────────────┘
+//! ```
+//!
+//! The [`Board`] knows every published port and every guest that takes connections.
+//! The acceptor takes what comes to a port, asks the router which replica is to have
+//! it, and puts it through that replica's [`Door`]. From then on the connection is
+//! its guest's: bytes go between the socket and the guest's memory on the worker that
+//! runs the guest, without another thread in between ([`Sockets`]).
+//!
+//! No thread watches sockets on behalf of a worker that is in a guest. A worker looks
+//! at its guests' sockets between two turns, and a turn is no longer than a slice
+//! while another guest of the worker has sockets: to be called out of a guest for
+//! every packet would cost more than it gains.
+
+mod acceptor;
+mod board;
+mod sockets;
+
+use std::io;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+pub use acceptor::Acceptor;
+pub use board::{Board, Guest, Router, Traffic};
+pub use sockets::Sockets;
+
+/// Most connections that a guest has at a time.
+pub const CONNECTIONS_MAX: u32 = 1024;
+
+/// A port of the host's that leads to one of a task's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publish {
+    /// Where the host listens; the port is not 0.
+    pub address: SocketAddr,
+    /// Where the guest does; not 0.
+    pub guest_port: u16,
+}
+
+/// A port could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// It cannot be listened on.
+    #[error("task {task}: cannot listen on {address}: {}", advice(.source))]
+    Listen {
+        /// The task that is to have it.
+        task: String,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The kernel has no descriptor or thread left for the acceptor.
+    #[error("the kernel refused {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// What to do about a port that cannot be listened on.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "somebody else does; end that, or publish another port",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 are for root here; publish a higher one, or lower \
+             net.ipv4.ip_unprivileged_port_start"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; publish one that `ip address` shows"
+        }
+        _ => "publish another address",
+    }
+}

@@ -1,0 +1,289 @@
+//! The sockets of one guest.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::Receiver;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use socket2::{Domain, Protocol, Socket, Type};
+use wharf_abi::stream::Refusal;
+use wharf_machine::Buffers;
+use wharf_machine::device::{Close, Happening, Network, StreamId};
+
+use super::acceptor::{prepare, reset};
+use super::board::{Arrival, Board, Door, Guest, Routed, Traffic, next_id};
+use super::{CONNECTIONS_MAX, NetError};
+
+/// Events that are taken in at a stretch.
+const EVENTS: usize = 256;
+
+/// The number of the door's bell among those of connections.
+const BELL: u64 = 0;
+
+/// What an epoll tells of a connection: each change once.
+const CHANGES: EpollFlags = EpollFlags::EPOLLIN
+    .union(EpollFlags::EPOLLOUT)
+    .union(EpollFlags::EPOLLRDHUP)
+    .union(EpollFlags::EPOLLET);
+
+/// A guest's sockets, behind its stream device. Dropped, they are all cut off.
+#[derive(Debug)]
+pub struct Sockets {
+    board: Arc<Board>,
+    door: Arc<Door>,
+    arrived: Receiver<Arrival>,
+    epoll: Epoll,
+    sockets: HashMap<StreamId, Connected>,
+}
+
+#[derive(Debug)]
+struct Connected {
+    socket: Socket,
+    /// Whether it is still to be seen whether the other side answers.
+    is_trying: bool,
+}
+
+impl Sockets {
+    /// Sockets for a new guest, whose door is on the board.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no descriptors left.
+    pub fn new(board: Arc<Board>, guest: Guest, traffic: Arc<Traffic>) -> Result<Self, NetError> {
+        let refused = |e: nix::Error| NetError::System {
+            what: "an epoll",
+            source: e.into(),
+        };
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(refused)?;
+        let (door, arrived) = board.door(guest, traffic)?;
+        let sockets = Self {
+            board,
+            door,
+            arrived,
+            epoll,
+            sockets: HashMap::new(),
+        };
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
+        sockets
+            .epoll
+            .add(&sockets.door.bell, event)
+            .map_err(refused)?;
+        Ok(sockets)
+    }
+
+    /// Has an epoll look after a socket.
+    fn add(&mut self, socket: Socket, is_trying: bool) -> Option<StreamId> {
+        let id = next_id();
+        let event = EpollEvent::new(CHANGES, id.0);
+        if let Err(e) = self.epoll.add(&socket, event) {
+            log::warn!("a connection was dropped: epoll: {e}");
+            self.gone(true);
+            return None;
+        }
+        self.door.traffic.total.fetch_add(1, Ordering::Relaxed);
+        let connected = Connected { socket, is_trying };
+        self.sockets.insert(id, connected);
+        Some(id)
+    }
+
+    /// Books the end of a connection that was counted.
+    fn gone(&self, is_error: bool) {
+        let traffic = &self.door.traffic;
+        traffic.open.fetch_sub(1, Ordering::Relaxed);
+        if is_error {
+            traffic.errors.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn happened(&self, event: &EpollEvent, happened: &mut Vec<Happening>) {
+        let id = StreamId(event.data());
+        let flags = event.events();
+        let ends = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+        if flags.intersects(EpollFlags::EPOLLIN | ends) {
+            happened.push(Happening::Readable {
+                id,
+                ends: flags.intersects(ends),
+            });
+        }
+        if flags.contains(EpollFlags::EPOLLOUT) {
+            happened.push(Happening::Writable(id));
+        }
+    }
+
+    /// Whether a connection that is being made has been.
+    fn tried(&mut self, event: &EpollEvent) -> Option<Happening> {
+        let id = StreamId(event.data());
+        let connected = self.sockets.get_mut(&id).filter(|it| it.is_trying)?;
+        let over = EpollFlags::EPOLLOUT | EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP;
+        if !event.events().intersects(over) {
+            return None;
+        }
+        match connected.socket.take_error() {
+            Ok(None) => {
+                connected.is_trying = false;
+                Some(Happening::Connected(id))
+            }
+            Ok(Some(e)) | Err(e) => Some(Happening::Failed(id, refusal(&e))),
+        }
+    }
+
+    /// Books bytes that were moved.
+    fn moved(&self, moved: &io::Result<usize>, counter: fn(&Traffic) -> &AtomicU64) {
+        if let Ok(bytes) = moved {
+            let bytes = u64::try_from(*bytes).unwrap_or(0);
+            counter(&self.door.traffic).fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn socket(&self, id: StreamId) -> io::Result<&Socket> {
+        let connected = self.sockets.get(&id);
+        let connected = connected.ok_or(io::ErrorKind::NotConnected)?;
+        Ok(&connected.socket)
+    }
+
+    /// A connection to another guest of this host.
+    fn between(&self, to: &super::board::Port) -> Result<Socket, Refusal> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
+        let (ours, theirs) = pair.map_err(|_| Refusal::TooMany)?;
+        let none = SocketAddr::from(([0; 16], 0));
+        let from = Some(self.door.guest.replica);
+        match self.board.route(to, Socket::from(theirs), none, from) {
+            Routed::Taken => Ok(Socket::from(ours)),
+            Routed::Nobody(_) => Err(Refusal::Refused),
+            Routed::Denied => Err(Refusal::Denied),
+        }
+    }
+
+    fn outside(&self, to: SocketAddr) -> Result<Socket, Refusal> {
+        if !self.board.lets_out(self.door.guest.replica, to) {
+            return Err(Refusal::Denied);
+        }
+        let kind = Type::STREAM.nonblocking().cloexec();
+        let domain = Domain::for_address(to);
+        let socket = Socket::new(domain, kind, Some(Protocol::TCP));
+        let socket = socket.map_err(|e| refusal(&e))?;
+        let _ = prepare(&socket);
+        match socket.connect(&to.into()) {
+            Ok(()) => Ok(socket),
+            Err(e) if e.raw_os_error() == Some(nix::libc::EINPROGRESS) => Ok(socket),
+            Err(e) => Err(refusal(&e)),
+        }
+    }
+}
+
+impl Network for Sockets {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
+    }
+
+    fn open(&mut self) {
+        self.board.open(&self.door);
+    }
+
+    fn poll(&mut self, happened: &mut Vec<Happening>) -> bool {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let count = match self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+            Ok(count) => count,
+            Err(nix::Error::EINTR) => return false,
+            Err(e) => {
+                log::error!("a guest's sockets: epoll: {e}");
+                0
+            }
+        };
+        for event in events.iter().take(count) {
+            if event.data() == BELL {
+                // Only that it rang counts.
+                let _ = self.door.bell.read();
+                while let Ok(Arrival { socket, port }) = self.arrived.try_recv() {
+                    if let Some(id) = self.add(socket, false) {
+                        happened.push(Happening::Incoming { id, port });
+                    }
+                }
+            } else {
+                happened.extend(self.tried(event));
+                self.happened(event, happened);
+            }
+        }
+        count < EVENTS
+    }
+
+    fn connect(&mut self, to: SocketAddr) -> Result<StreamId, Refusal> {
+        let open = &self.door.traffic.open;
+        if open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            return Err(Refusal::TooMany);
+        }
+        let socket = match self.board.port_at(to) {
+            Some(port) => self.between(port)?,
+            None => self.outside(to)?,
+        };
+        self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
+        self.add(socket, true).ok_or(Refusal::TooMany)
+    }
+
+    fn receive(&mut self, id: StreamId, into: &Buffers<'_>) -> io::Result<usize> {
+        let moved = into.receive_from(self.socket(id)?.as_fd());
+        self.moved(&moved, |it| &it.received);
+        moved
+    }
+
+    fn send(&mut self, id: StreamId, from: &Buffers<'_>) -> io::Result<usize> {
+        let moved = from.send_to(self.socket(id)?.as_fd());
+        self.moved(&moved, |it| &it.sent);
+        moved
+    }
+
+    fn send_bytes(&mut self, id: StreamId, bytes: &[u8]) -> io::Result<usize> {
+        let moved = self.socket(id)?.send(bytes);
+        self.moved(&moved, |it| &it.sent);
+        moved
+    }
+
+    fn end_sending(&mut self, id: StreamId) {
+        if let Ok(socket) = self.socket(id) {
+            // Who is gone need not be told.
+            let _ = socket.shutdown(std::net::Shutdown::Write);
+        }
+    }
+
+    fn close(&mut self, id: StreamId, how: Close) {
+        if let Some(connected) = self.sockets.remove(&id) {
+            if how == Close::Reset {
+                reset(&connected.socket);
+            }
+            self.gone(how == Close::Reset);
+        }
+    }
+}
+
+impl Drop for Sockets {
+    fn drop(&mut self) {
+        // Nobody arrives after this, so all can be counted.
+        self.board.close(&self.door);
+        let left = self.sockets.len().saturating_add(self.arrived.len());
+        for connected in self.sockets.values() {
+            reset(&connected.socket);
+        }
+        for _ in 0..left {
+            self.gone(true);
+        }
+    }
+}
+
+fn refusal(error: &io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Refusal::Refused,
+        io::ErrorKind::TimedOut => Refusal::TimedOut,
+        _ => match error.raw_os_error() {
+            Some(
+                nix::libc::EMFILE | nix::libc::ENFILE | nix::libc::ENOBUFS | nix::libc::ENOMEM,
+            ) => Refusal::TooMany,
+            _ => Refusal::Unreachable,
+        },
+    }
+}
