@@ -104,6 +104,16 @@ pub struct TaskStatus {
     pub exits: u64,
     /// Bytes that it wrote to its console, over all generations.
     pub console_bytes: u64,
+    /// Connections that it has.
+    pub connections: u32,
+    /// Connections that it had, over all generations.
+    pub connections_total: u64,
+    /// Those of them that were cut off, by either side.
+    pub connection_errors: u64,
+    /// Bytes that came over connections, over all generations.
+    pub received_bytes: u64,
+    /// Bytes that went over connections, over all generations.
+    pub sent_bytes: u64,
     /// Times that it was started again.
     pub restarts: u64,
     /// Status of the last generation that ended, as `wharf run` would have

@@ -306,6 +306,7 @@ impl Supervisor {
     fn statuses(&self) -> Vec<TaskStatus> {
         let status = |(replica, member): (usize, &Member)| {
             let outcome = self.model.last_outcome(replica);
+            let traffic = member.meters.traffic();
             let (state, worker) = match self.model.state(replica) {
                 State::Starting { worker } => (TaskState::Starting, Some(worker)),
                 State::BackingOff { .. } => (TaskState::Starting, None),
@@ -327,6 +328,11 @@ impl Supervisor {
                 run_ns: member.meters.run_ns(),
                 exits: member.meters.exits(),
                 console_bytes: member.console.end(),
+                connections: traffic.open.load(Ordering::Relaxed),
+                connections_total: traffic.total.load(Ordering::Relaxed),
+                connection_errors: traffic.errors.load(Ordering::Relaxed),
+                received_bytes: traffic.received.load(Ordering::Relaxed),
+                sent_bytes: traffic.sent.load(Ordering::Relaxed),
                 restarts: self.model.restarts(replica),
                 exit_status: outcome.map(Outcome::exit_status),
                 weight: member.spec.weight,

@@ -36,6 +36,7 @@ fn report(tasks: &[TaskStatus]) -> String {
         "IMAGE",
         ">MEMORY",
         ">RUN",
+        ">CONNS",
         ">RESTARTS",
         ">EXIT",
         ">WORKER",
@@ -49,6 +50,7 @@ fn report(tasks: &[TaskStatus]) -> String {
             Cell::new(&task.image),
             Cell::new(table::size(task.memory_bytes)),
             Cell::new(table::time(task.run_ns)),
+            Cell::new(task.connections),
             Cell::new(task.restarts),
             number(task.exit_status.map(|status| status.to_string())),
             number(task.worker.map(|worker| worker.to_string())),
@@ -71,9 +73,9 @@ mod tests {
         second.worker = None;
         let text = report(&[fake::status("web", 1), second]);
         let expected = "\
-NAME        GEN  STATE    IMAGE      MEMORY  RUN  RESTARTS  EXIT  WORKER
-web.1         1  waiting  hello.elf   32MiB  0µs         0     -       0
-database.0    1  faulted  hello.elf   32MiB  0µs         0   139       -
+NAME        GEN  STATE    IMAGE      MEMORY  RUN  CONNS  RESTARTS  EXIT  WORKER
+web.1         1  waiting  hello.elf   32MiB  0µs      0         0     -       0
+database.0    1  faulted  hello.elf   32MiB  0µs      0         0   139       -
 ";
         assert_eq!(text, expected);
     }

@@ -49,6 +49,11 @@ struct Families {
     run: Family<Replica, Counter<f64, AtomicU64>>,
     exits: Family<Replica, Counter>,
     console: Family<Replica, Counter>,
+    connections: Family<Replica, Gauge>,
+    connected: Family<Replica, Counter>,
+    cut_off: Family<Replica, Counter>,
+    received: Family<Replica, Counter>,
+    sent: Family<Replica, Counter>,
     restarts: Family<Replica, Counter>,
     memory: Family<Replica, Gauge<f64, AtomicU64>>,
 }
@@ -107,6 +112,33 @@ impl Families {
             self.console.clone(),
         );
         registry.register(
+            "task_connections_open",
+            "Connections that a replica has",
+            self.connections.clone(),
+        );
+        registry.register(
+            "task_connections",
+            "Connections that a replica had",
+            self.connected.clone(),
+        );
+        registry.register(
+            "task_connection_errors",
+            "Connections that were cut off",
+            self.cut_off.clone(),
+        );
+        registry.register_with_unit(
+            "task_received",
+            "Bytes that came over connections",
+            Unit::Bytes,
+            self.received.clone(),
+        );
+        registry.register_with_unit(
+            "task_sent",
+            "Bytes that went over connections",
+            Unit::Bytes,
+            self.sent.clone(),
+        );
+        registry.register(
             "task_restarts",
             "Times that a replica was started again",
             self.restarts.clone(),
@@ -140,6 +172,17 @@ impl Families {
         self.console
             .get_or_create(&replica)
             .inc_by(task.console_bytes);
+        self.connections
+            .get_or_create(&replica)
+            .set(task.connections.into());
+        for (family, count) in [
+            (&self.connected, task.connections_total),
+            (&self.cut_off, task.connection_errors),
+            (&self.received, task.received_bytes),
+            (&self.sent, task.sent_bytes),
+        ] {
+            family.get_or_create(&replica).inc_by(count);
+        }
         self.restarts.get_or_create(&replica).inc_by(task.restarts);
         self.memory
             .get_or_create(&replica)
@@ -166,6 +209,8 @@ mod tests {
         task.run_ns = 1_500_000_000;
         task.exits = 7;
         task.console_bytes = 300;
+        task.connections = 3;
+        task.received_bytes = 11;
         task.restarts = 2;
         let events = [(EventKind::StartFailed, 5), (EventKind::Moved, 0)];
         let text = encode(&[task], &events, Vec::new()).unwrap();
@@ -176,6 +221,9 @@ mod tests {
             "wharf_task_run_seconds_total{task=\"web\",index=\"1\"} 1.5",
             "wharf_task_exits_total{task=\"web\",index=\"1\"} 7",
             "wharf_task_console_bytes_total{task=\"web\",index=\"1\"} 300",
+            "wharf_task_connections_open{task=\"web\",index=\"1\"} 3",
+            "wharf_task_connections_total{task=\"web\",index=\"1\"} 0",
+            "wharf_task_received_bytes_total{task=\"web\",index=\"1\"} 11",
             "wharf_task_restarts_total{task=\"web\",index=\"1\"} 2",
             "wharf_task_memory_bytes{task=\"web\",index=\"1\"} 33554432.0",
             "wharf_task_state{task=\"web\",index=\"1\",state=\"waiting\"} 1",
