@@ -11,14 +11,11 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use super::board::{Board, Port, Routed, Router, ring};
-use super::{NetError, Publish};
+use super::board::{Board, Port, Routed, Router, Waiting, ring};
+use super::{NetError, Publish, WAITING_MAX};
 
 /// Connections that wait for the acceptor in the kernel.
 const BACKLOG: i32 = 1024;
-
-/// Connections to a port that wait for a guest that takes them: it may be starting.
-const WAITING_MAX: usize = 256;
 
 /// For how long they wait.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -118,8 +115,8 @@ impl Drop for Acceptor {
 
 struct Listener {
     socket: Socket,
-    /// Who found nobody, and since when.
-    waiting: VecDeque<(Instant, Socket, SocketAddr)>,
+    /// Who found nobody.
+    waiting: VecDeque<Waiting>,
 }
 
 struct Serving {
@@ -175,6 +172,10 @@ impl Serving {
             if ready.contains(&BELL) {
                 // Only that it rang counts.
                 let _ = self.board.opened().read();
+                let between: Vec<Waiting> = self.board.waiting().collect();
+                for waiting in between {
+                    self.give(waiting);
+                }
             }
             for number in 0..self.listeners.len() {
                 self.look_after_waiting(number);
@@ -195,7 +196,13 @@ impl Serving {
                     // A socket that refuses its options is as good without them.
                     let _ = prepare(&socket);
                     if let Some(source) = source.as_socket() {
-                        self.give(number, Instant::now(), socket, source);
+                        self.give(Waiting {
+                            since: Instant::now(),
+                            port: number,
+                            socket,
+                            source,
+                            from: None,
+                        });
                     }
                 }
                 Err(e) => match e.kind() {
@@ -212,22 +219,15 @@ impl Serving {
         }
     }
 
-    /// Gives a connection to who is to have it; false when nobody is there yet.
-    fn give(&mut self, number: usize, since: Instant, socket: Socket, source: SocketAddr) -> bool {
-        let Some(port) = self.board.ports().get(number) else {
-            return true;
-        };
-        match self.board.route(port, socket, source, None) {
-            Routed::Taken | Routed::Denied => true,
-            Routed::Nobody(socket) => {
-                if let Some(listener) = self.listeners.get_mut(number) {
-                    if listener.waiting.len() < WAITING_MAX {
-                        listener.waiting.push_back((since, socket, source));
-                    } else {
-                        reset(&socket);
-                    }
-                }
-                false
+    /// Gives a connection to who is to have it, or has it wait for somebody.
+    fn give(&mut self, connection: Waiting) {
+        if let Routed::Nobody(waiting) = self.board.route(connection)
+            && let Some(listener) = self.listeners.get_mut(waiting.port)
+        {
+            if listener.waiting.len() < WAITING_MAX {
+                listener.waiting.push_back(waiting);
+            } else {
+                reset(&waiting.socket);
             }
         }
     }
@@ -238,11 +238,11 @@ impl Serving {
             return;
         };
         let now = Instant::now();
-        for (since, socket, source) in std::mem::take(&mut listener.waiting) {
-            if now.saturating_duration_since(since) < PATIENCE {
-                self.give(number, since, socket, source);
+        for waiting in std::mem::take(&mut listener.waiting) {
+            if now.saturating_duration_since(waiting.since) < PATIENCE {
+                self.give(waiting);
             } else {
-                reset(&socket);
+                reset(&waiting.socket);
             }
         }
     }

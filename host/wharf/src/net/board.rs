@@ -3,14 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use nix::sys::eventfd::EventFd;
 use socket2::Socket;
 use wharf_machine::device::StreamId;
 use wharf_model::policy::{Connection, Direction, Endpoint, Target, Verdict};
 
-use super::{CONNECTIONS_MAX, NetError, Publish};
+use super::{CONNECTIONS_MAX, NetError, Publish, WAITING_MAX};
 
 /// Most guests that a router chooses among.
 const TARGETS_MAX: usize = 64;
@@ -23,8 +24,23 @@ pub struct Board {
     router: Box<Router>,
     ports: Vec<Port>,
     doors: Mutex<Vec<Arc<Door>>>,
-    /// Tells the acceptor that a guest takes connections now.
+    /// Tells the acceptor that a guest takes connections now, or that one wants to
+    /// be connected.
     opened: EventFd,
+    /// Connections between guests that have to wait for the other one.
+    waiting: (Sender<Waiting>, Receiver<Waiting>),
+}
+
+/// A connection that found nobody.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) since: Instant,
+    /// Which port it is to.
+    pub(super) port: usize,
+    pub(super) socket: Socket,
+    pub(super) source: SocketAddr,
+    /// The replica that wants it, when it is one.
+    pub(super) from: Option<u32>,
 }
 
 /// A published port.
@@ -87,7 +103,7 @@ pub(super) enum Routed {
     /// Somebody has it.
     Taken,
     /// Nobody takes connections at the moment.
-    Nobody(Socket),
+    Nobody(Waiting),
     /// The router says no.
     Denied,
 }
@@ -99,15 +115,24 @@ impl Board {
             ports,
             doors: Mutex::new(Vec::new()),
             opened: bell()?,
+            waiting: bounded(WAITING_MAX),
         })
-    }
-
-    pub(super) fn ports(&self) -> &[Port] {
-        &self.ports
     }
 
     pub(super) const fn opened(&self) -> &EventFd {
         &self.opened
+    }
+
+    /// Has a connection wait for somebody; false when too many do.
+    pub(super) fn wait(&self, waiting: Waiting) -> bool {
+        let is_taken = self.waiting.0.try_send(waiting).is_ok();
+        ring(&self.opened);
+        is_taken
+    }
+
+    /// What is to wait with those that the acceptor has.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Waiting> {
+        self.waiting.1.try_iter()
     }
 
     /// Makes a door for a guest, through which nothing comes until it is opened.
@@ -141,13 +166,11 @@ impl Board {
     }
 
     /// Finds somebody for a connection to a published port.
-    pub(super) fn route(
-        &self,
-        port: &Port,
-        socket: Socket,
-        source: SocketAddr,
-        from: Option<u32>,
-    ) -> Routed {
+    pub(super) fn route(&self, waiting: Waiting) -> Routed {
+        let Some(port) = self.ports.get(waiting.port) else {
+            return Routed::Denied;
+        };
+        let Waiting { source, from, .. } = waiting;
         let mut doors: Vec<(u32, Arc<Door>)> = self
             .doors()
             .iter()
@@ -156,7 +179,7 @@ impl Board {
             .filter(|(connections, _)| *connections < CONNECTIONS_MAX)
             .collect();
         if doors.is_empty() {
-            return Routed::Nobody(socket);
+            return Routed::Nobody(waiting);
         }
         doors.sort_by_key(|(connections, door)| (*connections, door.guest.replica));
         doors.truncate(TARGETS_MAX);
@@ -185,15 +208,20 @@ impl Board {
         let Some((_, door)) = chosen else {
             return Routed::Denied;
         };
-        door.pass(Arrival {
-            socket,
+        let arrival = Arrival {
+            socket: waiting.socket,
             port: port.publish.guest_port,
-        })
+        };
+        match door.pass(arrival) {
+            Ok(()) => Routed::Taken,
+            // It was there a moment ago.
+            Err(Arrival { socket, .. }) => Routed::Nobody(Waiting { socket, ..waiting }),
+        }
     }
 
     /// The published port at an address that a guest connects to, if it is one.
-    pub(super) fn port_at(&self, to: SocketAddr) -> Option<&Port> {
-        self.ports.iter().find(|port| {
+    pub(super) fn port_at(&self, to: SocketAddr) -> Option<usize> {
+        self.ports.iter().position(|port| {
             let address = port.publish.address;
             let is_any = address.ip().is_unspecified() && to.ip().is_loopback();
             address.port() == to.port() && (address.ip() == to.ip() || is_any)
@@ -223,20 +251,20 @@ impl Board {
 impl Door {
     /// Gives a connection to the guest. It counts from now on, so that the next one
     /// is not given to the same guest for want of news.
-    pub(super) fn pass(&self, arrival: Arrival) -> Routed {
+    fn pass(&self, arrival: Arrival) -> Result<(), Arrival> {
         let arrivals = lock(&self.arrivals);
         let Some(sender) = arrivals.as_ref() else {
-            return Routed::Nobody(arrival.socket);
+            return Err(arrival);
         };
         self.traffic.open.fetch_add(1, Ordering::Relaxed);
         match sender.send(arrival) {
             Ok(()) => {
                 ring(&self.bell);
-                Routed::Taken
+                Ok(())
             }
             Err(returned) => {
                 self.traffic.open.fetch_sub(1, Ordering::Relaxed);
-                Routed::Nobody(returned.0.socket)
+                Err(returned.0)
             }
         }
     }

@@ -33,6 +33,9 @@ pub use sockets::Sockets;
 /// Most connections that a guest has at a time.
 pub const CONNECTIONS_MAX: u32 = 1024;
 
+/// Connections to a port that wait for a guest that takes them: it may be starting.
+const WAITING_MAX: usize = 256;
+
 /// A port of the host's that leads to one of a task's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publish {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use crossbeam_channel::Receiver;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -16,7 +17,7 @@ use wharf_machine::Buffers;
 use wharf_machine::device::{Close, Happening, Network, StreamId};
 
 use super::acceptor::{prepare, reset};
-use super::board::{Arrival, Board, Door, Guest, Routed, Traffic, next_id};
+use super::board::{Arrival, Board, Door, Guest, Routed, Traffic, Waiting, next_id};
 use super::{CONNECTIONS_MAX, NetError};
 
 /// Events that are taken in at a stretch.
@@ -147,15 +148,27 @@ impl Sockets {
     }
 
     /// A connection to another guest of this host.
-    fn between(&self, to: &super::board::Port) -> Result<Socket, Refusal> {
+    fn between(&self, port: usize) -> Result<Socket, Refusal> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
         let (ours, theirs) = pair.map_err(|_| Refusal::TooMany)?;
-        let none = SocketAddr::from(([0; 16], 0));
-        let from = Some(self.door.guest.replica);
-        match self.board.route(to, Socket::from(theirs), none, from) {
+        let routed = self.board.route(Waiting {
+            since: Instant::now(),
+            port,
+            socket: Socket::from(theirs),
+            source: SocketAddr::from(([0; 16], 0)),
+            from: Some(self.door.guest.replica),
+        });
+        match routed {
             Routed::Taken => Ok(Socket::from(ours)),
-            Routed::Nobody(_) => Err(Refusal::Refused),
+            Routed::Nobody(waiting) => {
+                // The other may be starting, as all may be.
+                if self.board.wait(waiting) {
+                    Ok(Socket::from(ours))
+                } else {
+                    Err(Refusal::Refused)
+                }
+            }
             Routed::Denied => Err(Refusal::Denied),
         }
     }
