@@ -13,9 +13,11 @@
 //! a plugin that trapped is made anew there, and until then what is built in
 //! answers.
 
+mod change;
 mod gate;
 mod keep;
 mod swap;
+mod trial;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,7 +40,7 @@ use crate::seen::{By, Seen, Watcher};
 use crate::stats::{CallTimes, Stats};
 use gate::Gate;
 
-pub use swap::{
+pub use change::{
     Difference, Rehearsal, RollbackRefusal, RolledBack, Shadowed, StateMoved, SwapOptions,
     SwapRefusal, Swapped,
 };

@@ -11,195 +11,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
-use wharf_model::policy::rehearsal;
 use wharf_model::policy::slot::{Event, State as Standing};
-use wharf_model::policy::{Answer, Question, SlotName, check};
 
+use super::change::{RollbackRefusal, RolledBack, StateMoved, SwapOptions, SwapRefusal, Swapped};
+use super::trial::{refused, warm};
 use super::{Failure, Inner, Installed, Predecessor, Previous, Slot};
 use crate::clock::now;
-use crate::instance::{Fault, Instance, Setup, State};
+use crate::instance::{Instance, Setup, State};
 use crate::notice::NoticeKind;
 use crate::plugin::Plugin;
-use crate::seen::{Shown, Watcher};
-
-/// Questions that wait for a shadow to answer them. What does not fit is left out.
-const SHADOW_QUEUE: usize = 256;
-
-/// Differences that a shadow reports.
-const DIFFERENCES: usize = 10;
-
-/// Questions that an instance is warmed up with.
-const WARM_UP: usize = 4;
-
-/// How to swap.
-#[derive(Clone, Debug, Default)]
-pub struct SwapOptions {
-    /// What the plugin is configured with. When there is nothing, what the one
-    /// before it was configured with, if that has the same name.
-    pub settings: Option<Vec<(String, String)>>,
-    /// How many live questions it answers beside the one in force first.
-    pub shadow: u64,
-    /// How long it waits for them.
-    pub shadow_patience: Duration,
-    /// Do everything but the cut.
-    pub dry_run: bool,
-    /// Do not hand the state over.
-    pub discard_state: bool,
-}
-
-/// A plugin that was put in, or could be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Swapped {
-    /// What was in force before.
-    pub old: String,
-    /// Name and version of the plugin.
-    pub new: String,
-    /// What it was rehearsed with.
-    pub rehearsal: Rehearsal,
-    /// What it answered beside the one in force.
-    pub shadowed: Option<Shadowed>,
-    /// What became of the state.
-    pub state: StateMoved,
-    /// For how long callers had to wait; none on a dry run.
-    pub pause: Option<Duration>,
-}
-
-/// What a candidate was asked before anybody depended on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rehearsal {
-    /// Questions that had really been asked.
-    pub recorded: usize,
-    /// Made-up ones, at the edges of what can be asked.
-    pub made_up: usize,
-}
-
-/// What a candidate answered beside the plugin in force.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shadowed {
-    /// Live questions that it was asked.
-    pub asked: u64,
-    /// Those that it answered as the one in force did.
-    pub agreed: u64,
-    /// Questions that came too fast for it.
-    pub left_out: u64,
-    /// The first that it answered otherwise.
-    pub differences: Vec<Difference>,
-}
-
-/// A question that two policies answer differently.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Difference {
-    /// Which question it was, from 0.
-    pub number: u64,
-    /// The question.
-    pub question: Question,
-    /// What was answered.
-    pub was: Answer,
-    /// What the other says.
-    pub would: Answer,
-}
-
-/// What became of the state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StateMoved {
-    /// There was none.
-    None,
-    /// So many bytes were handed over.
-    Bytes(usize),
-    /// The plugin begins anew, for this reason.
-    Fresh(String),
-}
-
-/// Why a plugin was not put in.
-#[derive(Debug, thiserror::Error)]
-pub enum SwapRefusal {
-    /// It answers other questions.
-    #[error("{plugin} is no {slot}: it exports {fits}")]
-    NotForSlot {
-        /// The plugin.
-        plugin: String,
-        /// Where it was to go.
-        slot: SlotName,
-        /// Where it could go.
-        fits: String,
-    },
-    /// It does not read the state of the one in force.
-    #[error(
-        "{plugin} reads state of formats {oldest} to {newest}, and what is in force keeps format \
-         {found}: swap with --discard-state to begin anew"
-    )]
-    Schema {
-        /// The plugin.
-        plugin: String,
-        /// The oldest that it reads.
-        oldest: u32,
-        /// The newest that it reads.
-        newest: u32,
-        /// What there is.
-        found: u32,
-    },
-    /// It cannot be set up, or does not take the state.
-    #[error("{plugin}: {fault}")]
-    Fault {
-        /// The plugin.
-        plugin: String,
-        /// What went wrong.
-        fault: Fault,
-    },
-    /// It failed in the rehearsal.
-    #[error("{plugin} failed in rehearsal, at question {number}: {reason}")]
-    Rehearsal {
-        /// The plugin.
-        plugin: String,
-        /// Which question, from 0.
-        number: usize,
-        /// What went wrong.
-        reason: String,
-    },
-    /// It failed beside the one in force.
-    #[error("{plugin} failed as a shadow, at question {number}: {reason}")]
-    Shadow {
-        /// The plugin.
-        plugin: String,
-        /// Which question, from 0.
-        number: u64,
-        /// What went wrong.
-        reason: String,
-    },
-    /// Nobody asked.
-    #[error("only {asked} of {wanted} questions came within {} s: nothing was changed", patience.as_secs())]
-    FewQuestions {
-        /// Questions that came.
-        asked: u64,
-        /// Questions that were to come.
-        wanted: u64,
-        /// How long it was waited for them.
-        patience: Duration,
-    },
-}
-
-/// What came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RolledBack {
-    /// What was in force.
-    pub old: String,
-    /// What is.
-    pub new: String,
-    /// For how long callers had to wait.
-    pub pause: Duration,
-}
-
-/// Why nothing came back.
-#[derive(Debug, thiserror::Error)]
-pub enum RollbackRefusal {
-    /// There is nothing.
-    #[error("there is nothing that {0} could go back to")]
-    Nothing(SlotName),
-    /// It does not work any more.
-    #[error("cannot go back: {0}")]
-    Swap(#[from] SwapRefusal),
-}
 
 impl Slot {
     /// Puts a plugin in. Takes as long as the plugin needs to be set up and tried,
@@ -387,112 +207,6 @@ impl Slot {
         })
     }
 
-    /// What candidates are tried with: questions that were asked, the last last,
-    /// then made-up ones.
-    fn questions(&self) -> Questions {
-        let recorded: Vec<_> = self.lock().recent.iter().cloned().collect();
-        let replicas = u32::try_from(self.tasks.len()).unwrap_or(u32::MAX);
-        Questions {
-            made_up: rehearsal::questions(self.name, now(), replicas),
-            recorded,
-        }
-    }
-
-    /// Asks an instance that is thrown away afterwards everything there is.
-    fn rehearse(
-        &self,
-        plugin: &Arc<Plugin>,
-        setup: &Setup,
-        state: Option<&State>,
-        questions: &Questions,
-    ) -> Result<Rehearsal, SwapRefusal> {
-        let failed = |fault| refused(plugin, fault);
-        let mut trial = Instance::new(plugin).map_err(failed)?;
-        trial.configure(setup).map_err(failed)?;
-        if let Some(state) = state {
-            trial.restore(state).map_err(failed)?;
-        }
-        for (number, question) in questions.all().enumerate() {
-            ask(&mut trial, question, self.config.deadline).map_err(|failure| {
-                SwapRefusal::Rehearsal {
-                    plugin: plugin.title(),
-                    number,
-                    reason: failure.to_string(),
-                }
-            })?;
-        }
-        if let Some(saved) = trial.save().map_err(failed)? {
-            trial.restore(&saved).map_err(failed)?;
-        }
-        Ok(Rehearsal {
-            recorded: questions.recorded.len(),
-            made_up: questions.made_up.len(),
-        })
-    }
-
-    /// Lets a candidate answer live questions. It runs on this thread, so that who
-    /// asks does not wait for it.
-    fn shadow(
-        &self,
-        plugin: &Arc<Plugin>,
-        setup: &Setup,
-        wanted: u64,
-        options: &SwapOptions,
-    ) -> Result<Shadowed, SwapRefusal> {
-        let failed = |fault| refused(plugin, fault);
-        let mut candidate = Instance::new(plugin).map_err(failed)?;
-        candidate.configure(setup).map_err(failed)?;
-        let (show, shown) = bounded(SHADOW_QUEUE);
-        let present = self.watch(Watcher::new(show));
-        if let Some(present) = present
-            && !options.discard_state
-            && let Some(state) = readable(plugin, &present)?
-        {
-            candidate.restore(&state).map_err(failed)?;
-        }
-        let patience = options.shadow_patience;
-        let deadline = Instant::now().checked_add(patience);
-        let mut report = Shadowed::default();
-        while report.asked < wanted {
-            let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
-            let Ok(shown) = shown.recv_timeout(left.unwrap_or(patience)) else {
-                return Err(SwapRefusal::FewQuestions {
-                    asked: report.asked,
-                    wanted,
-                    patience,
-                });
-            };
-            let seen = match shown {
-                Shown::Seen(seen) => seen,
-                Shown::LeftOut(count) => {
-                    report.left_out = report.left_out.saturating_add(count);
-                    continue;
-                }
-            };
-            let number = report.asked;
-            let would =
-                ask(&mut candidate, &seen.question, self.config.deadline).map_err(|failure| {
-                    SwapRefusal::Shadow {
-                        plugin: plugin.title(),
-                        number,
-                        reason: failure.to_string(),
-                    }
-                })?;
-            report.asked = report.asked.saturating_add(1);
-            if would == seen.answer {
-                report.agreed = report.agreed.saturating_add(1);
-            } else if report.differences.len() < DIFFERENCES {
-                report.differences.push(Difference {
-                    number,
-                    question: seen.question,
-                    was: seen.answer,
-                    would,
-                });
-            }
-        }
-        Ok(report)
-    }
-
     /// The cut: hands the state over and assigns, while callers wait.
     fn cut(
         &self,
@@ -582,17 +296,6 @@ impl Slot {
     }
 }
 
-struct Questions {
-    recorded: Vec<Question>,
-    made_up: Vec<Question>,
-}
-
-impl Questions {
-    fn all(&self) -> impl Iterator<Item = &Question> {
-        self.recorded.iter().chain(&self.made_up)
-    }
-}
-
 impl Inner {
     /// Puts a plugin in, with the one before it as its predecessor. Returns what is
     /// not needed any more.
@@ -632,7 +335,10 @@ impl Inner {
 
 /// The state that a plugin takes over from the one in force: none when either keeps
 /// none, or they are of different names.
-fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<Arc<State>>, SwapRefusal> {
+pub(super) fn readable(
+    plugin: &Plugin,
+    present: &Installed,
+) -> Result<Option<Arc<State>>, SwapRefusal> {
     let (new, old) = (&plugin.identity, &present.plugin.identity);
     let Some(state) = &present.state else {
         return Ok(None);
@@ -649,43 +355,4 @@ fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<Arc<State>>, 
         newest: new.state_schema,
         found: state.schema,
     })
-}
-
-/// An instance whose first real question takes no longer than the others: its pages
-/// are there and its code has run. What it then knows is `state`, or nothing.
-fn warm(
-    new: &Installed,
-    state: Option<&State>,
-    questions: &Questions,
-) -> Result<Instance, SwapRefusal> {
-    let failed = |fault| refused(&new.plugin, fault);
-    let mut instance = Instance::new(&new.plugin).map_err(failed)?;
-    instance.configure(&new.setup).map_err(failed)?;
-    let blank = instance.save().map_err(failed)?;
-    for question in questions.all().take(WARM_UP) {
-        ask(&mut instance, question, super::keep::MEND_TIME).map_err(|failure| {
-            SwapRefusal::Rehearsal {
-                plugin: new.plugin.title(),
-                number: 0,
-                reason: failure.to_string(),
-            }
-        })?;
-    }
-    if let Some(state) = state.or(blank.as_ref()) {
-        instance.restore(state).map_err(failed)?;
-    }
-    Ok(instance)
-}
-
-/// Asks an instance that nobody depends on.
-fn ask(instance: &mut Instance, question: &Question, limit: Duration) -> Result<Answer, Failure> {
-    let answer = instance.ask(question, limit)?;
-    Ok(check(question, answer)?)
-}
-
-fn refused(plugin: &Plugin, fault: Fault) -> SwapRefusal {
-    SwapRefusal::Fault {
-        plugin: plugin.title(),
-        fault,
-    }
 }
