@@ -333,6 +333,27 @@ fn an_active_plugin_that_traps_is_made_anew_with_its_state_until_it_does_too_oft
     assert_eq!(host.scheduler().status().strikes, 3);
 }
 
+/// Callers wait while state is saved, each second: a plugin that takes its time there
+/// is as bad as one that takes it to answer.
+#[test]
+fn a_save_that_takes_longer_than_an_answer_may_is_a_strike() {
+    let slow = counter("1.0.0").body(
+        "save",
+        "(if (i32.eq (global.get $count) (i32.const 1)) (then (loop $l (br $l))))
+         (i32.store (i32.const 512) (global.get $count))
+         (i32.store (i32.const 64) (i32.const 512))
+         (i32.store (i32.const 68) (i32.const 4))
+         (i32.const 64)",
+    );
+    let host = Host::new();
+    // Trials ask more or nothing at all.
+    host.swap(&slow).unwrap();
+    assert_eq!(count(&host), 1);
+    let notice = host.until(NoticeKind::Struck);
+    assert_eq!(notice.detail, "`save` took longer than 1 ms");
+    assert_eq!(choice(&host.scheduler().ask(&question(0))).replica, 0);
+}
+
 #[test]
 fn nonsense_is_a_strike_and_the_built_in_answers_that_very_question() {
     for (answer, reason) in [

@@ -17,7 +17,7 @@ use super::change::{RollbackRefusal, RolledBack, StateMoved, SwapOptions, SwapRe
 use super::trial::{refused, warm};
 use super::{Failure, Inner, Installed, Predecessor, Previous, Slot};
 use crate::clock::now;
-use crate::instance::{Instance, Setup, State};
+use crate::instance::{Instance, STATE_TIME, Setup, State};
 use crate::notice::NoticeKind;
 use crate::plugin::Plugin;
 
@@ -183,7 +183,7 @@ impl Slot {
     fn present(&self, without_state: bool) -> Option<Installed> {
         let mut inner = self.lock();
         if !without_state {
-            self.save(&mut inner);
+            self.save(&mut inner, STATE_TIME);
         }
         inner.installed.clone()
     }
@@ -237,7 +237,7 @@ impl Slot {
         instance: &mut Instance,
         new: &Installed,
     ) -> Result<StateMoved, SwapRefusal> {
-        let lost = self.save(inner);
+        let lost = self.save(inner, STATE_TIME);
         let Some(present) = &inner.installed else {
             return Ok(StateMoved::None);
         };
@@ -258,9 +258,9 @@ impl Slot {
     }
 
     /// Brings the saved state of who is in force up to date. An instance that fails
-    /// to save is out: its last state stands. Says why, then.
-    pub(super) fn save(&self, inner: &mut Inner) -> Option<String> {
-        match inner.seat.as_mut()?.save() {
+    /// to save within the limit is out: its last state stands. Says why, then.
+    pub(super) fn save(&self, inner: &mut Inner, limit: Duration) -> Option<String> {
+        match inner.seat.as_mut()?.save_within(limit) {
             Ok(state) => {
                 inner.saved_at = inner.asked;
                 if let Some(installed) = &mut inner.installed {
