@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use wharf_model::policy::slot::State;
 use wharf_model::policy::{
     Answer, AttachVerdict, Attachment, Candidate, Choice, Connection, DeviceKind, Direction,
-    Endpoint, Question, SlotName, Target, Verdict, View,
+    Endpoint, Proposal, Question, SlotName, Target, Verdict, Version, View,
 };
 use wharf_policy::{
     By, Notice, NoticeKind, OnFault, Plugin, ReplayOptions, RollbackRefusal, Slot, SlotConfig,
@@ -655,6 +655,62 @@ fn a_watcher_that_does_not_read_keeps_nobody_waiting_and_is_told_what_it_missed(
     host.scheduler().ask(&question(0));
     let next = trace.next(Duration::from_millis(1));
     assert!(matches!(next, Some(TraceLine::LeftOut(904))), "{next:?}");
+}
+
+#[test]
+fn a_trace_that_has_ended_leaves_nobody_to_ask_for() {
+    let host = Host::new();
+    let slot = host.scheduler();
+    assert!(slot.wants(1), "a question is kept now and then");
+    let trace = Trace::start(slot);
+    assert!(slot.wants(2), "it is shown");
+    drop(trace);
+    slot.ask(&question(0));
+    assert!(!slot.wants(3));
+    // Nor does one that ends while nobody asks, when the next begins.
+    drop(Trace::start(slot));
+    let trace = Trace::start(slot);
+    slot.ask(&question(0));
+    assert!(slot.wants(4));
+    drop(trace);
+    slot.ask(&question(0));
+    assert!(!slot.wants(5));
+}
+
+/// Each question and its answer carry a mebibyte of state.
+#[test]
+fn what_waits_for_a_watcher_is_bounded_in_bytes_too() {
+    let host = Host::new();
+    let version = |generation| Version {
+        digest: String::new(),
+        generation,
+        state_schema: 1,
+    };
+    let proposal = Proposal {
+        now: 1,
+        replica: 0,
+        old: version(1),
+        new: version(2),
+        connections: 0,
+        labels: Vec::new(),
+    };
+    let large = Question::Transform(proposal, vec![7; 1 << 20]);
+    let upgrader = host.slots.slot(SlotName::Upgrader);
+    let trace = Trace::start(upgrader);
+    for _ in 0..20 {
+        upgrader.ask(&large);
+    }
+    let seen = || {
+        let next = || trace.next(Duration::ZERO);
+        std::iter::from_fn(next).collect::<Vec<_>>()
+    };
+    assert_eq!(seen().len(), 4, "8 MiB of them");
+    upgrader.ask(&large);
+    let after = seen();
+    assert!(
+        matches!(after[..], [TraceLine::LeftOut(16), TraceLine::Seen(_)]),
+        "what was read makes room"
+    );
 }
 
 #[test]

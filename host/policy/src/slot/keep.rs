@@ -19,6 +19,7 @@ impl Slot {
     /// saved.
     pub(crate) fn look(&self) {
         let mut inner = self.lock();
+        self.forget_leavers(&mut inner);
         let answers = inner.asked;
         let action = inner.rules.handle(now(), Event::Tick { answers });
         let title = inner.title();

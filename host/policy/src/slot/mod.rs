@@ -271,7 +271,9 @@ impl Slot {
         };
         inner.keep(question);
         let said = failure.as_ref().map(ToString::to_string);
-        inner.show(question, &answer, by, said.as_deref());
+        if inner.show(question, &answer, by, said.as_deref()) {
+            self.set_watched(&inner);
+        }
         if let Some(failure) = failure {
             self.struck(&mut inner, &failure);
         }
@@ -327,7 +329,7 @@ impl Slot {
             }
         }
         inner.watchers.push(watcher);
-        self.set_watched(&inner);
+        self.forget_leavers(&mut inner);
         inner.installed.clone()
     }
 
@@ -427,6 +429,12 @@ impl Slot {
         let _ = self.chores.send(Chore::Look);
     }
 
+    /// Lets go of watchers that nobody is behind any more, also when nothing is asked.
+    fn forget_leavers(&self, inner: &mut Inner) {
+        inner.watchers.retain(Watcher::is_watched);
+        self.set_watched(inner);
+    }
+
     fn set_watched(&self, inner: &Inner) {
         let has_plugin = inner.installed.is_some();
         let watched = has_plugin || !inner.watchers.is_empty();
@@ -477,9 +485,17 @@ impl Inner {
         self.recent.push_back(kept);
     }
 
-    fn show(&mut self, question: &Question, answer: &Answer, by: By, failure: Option<&str>) {
-        if self.watchers.is_empty() {
-            return;
+    /// Shows what was asked and answered; says whether somebody watches no more.
+    fn show(
+        &mut self,
+        question: &Question,
+        answer: &Answer,
+        by: By,
+        failure: Option<&str>,
+    ) -> bool {
+        let before = self.watchers.len();
+        if before == 0 {
+            return false;
         }
         let seen = || Seen {
             question: question.clone(),
@@ -488,6 +504,7 @@ impl Inner {
             failure: failure.map(str::to_owned),
         };
         self.watchers.retain_mut(|watcher| watcher.show(seen));
+        self.watchers.len() != before
     }
 
     /// Puts an instance into the seat.

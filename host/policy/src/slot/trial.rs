@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
 use wharf_model::policy::rehearsal;
 use wharf_model::policy::{Answer, Question, check};
 
@@ -16,7 +15,7 @@ use super::{Failure, Installed, Slot};
 use crate::clock::now;
 use crate::instance::{Fault, Instance, Setup, State};
 use crate::plugin::Plugin;
-use crate::seen::{Shown, Watcher};
+use crate::seen::{Shown, window};
 
 /// Questions that wait for a shadow to answer them. What does not fit is left out.
 const SHADOW_QUEUE: usize = 256;
@@ -83,8 +82,8 @@ impl Slot {
         let failed = |fault| refused(plugin, fault);
         let mut candidate = Instance::new(plugin).map_err(failed)?;
         candidate.configure(setup).map_err(failed)?;
-        let (show, shown) = bounded(SHADOW_QUEUE);
-        let present = self.watch(Watcher::new(show));
+        let (watcher, window) = window(SHADOW_QUEUE);
+        let present = self.watch(watcher);
         if let Some(present) = present
             && !options.discard_state
             && let Some(state) = readable(plugin, &present)?
@@ -96,7 +95,7 @@ impl Slot {
         let mut report = Shadowed::default();
         while report.asked < wanted {
             let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
-            let Ok(shown) = shown.recv_timeout(left.unwrap_or(patience)) else {
+            let Some(shown) = window.next(left.unwrap_or(patience)) else {
                 return Err(SwapRefusal::FewQuestions {
                     asked: report.asked,
                     wanted,
