@@ -275,6 +275,25 @@ fn a_fault_on_probation_is_answered_and_the_one_before_is_back_with_its_state() 
     assert_eq!(count(&host), 2);
 }
 
+/// Who was rolled back from is not wanted, not even when who came back fails at once.
+#[test]
+fn a_plugin_that_was_rolled_back_from_does_not_come_back_by_itself() {
+    let host = Host::new();
+    host.swap(&elsewhere("unreachable")).unwrap();
+    host.scheduler().ask(&question(0));
+    host.until(NoticeKind::Confirmed);
+    host.swap(&last()).unwrap();
+    host.scheduler().ask(&question(0));
+    // Its predecessor is let go: from here on a rollback makes that anew.
+    host.until(NoticeKind::Confirmed);
+    assert_eq!(host.scheduler().rollback().unwrap().old, "last 1.0.0");
+    host.scheduler().ask(&question(1));
+    assert_eq!(host.state(), State::Quarantined);
+    let status = host.scheduler().status();
+    assert_eq!(status.plugin.as_deref(), Some("hand-made"));
+    assert_eq!(status.previous, None);
+}
+
 #[test]
 fn a_fault_on_probation_without_anything_before_is_quarantine_and_then_a_retry() {
     let host = Host::new();

@@ -60,7 +60,8 @@ impl Slot {
             (would, None)
         } else {
             let instance = warm(&new, state.as_deref(), &questions)?;
-            let (state, pause) = self.cut(instance, new, options.discard_state)?;
+            let discard = options.discard_state;
+            let (state, pause) = self.cut(instance, new, discard, Former::Kept)?;
             let detail = format!("in place of {old}, callers waited {} µs", pause.as_micros());
             self.tell(NoticeKind::Swapped, &plugin.title(), detail);
             self.wake_keeper();
@@ -125,21 +126,19 @@ impl Slot {
         drop(inner);
         let back = self.revive(&previous).and_then(|instance| {
             let own = previous.clone();
-            self.cut(instance, own, false)
+            self.cut(instance, own, false, Former::Dropped)
                 .or_else(|refusal| match refusal {
                     // It does not read what its successor wrote: its own state it does.
                     SwapRefusal::Schema { .. } | SwapRefusal::Fault { .. } => {
-                        self.cut(self.revive(&previous)?, previous.clone(), true)
+                        let instance = self.revive(&previous)?;
+                        self.cut(instance, previous.clone(), true, Former::Dropped)
                     }
                     other => Err(other),
                 })
         });
         match back {
             Ok((_, pause)) => {
-                let mut inner = self.lock();
-                inner.previous = Previous::Nothing;
-                let new = inner.title();
-                drop(inner);
+                let new = self.lock().title();
                 self.wake_keeper();
                 Ok(self.went_back(old, new, pause))
             }
@@ -213,6 +212,7 @@ impl Slot {
         mut instance: Instance,
         new: Installed,
         discard_state: bool,
+        former: Former,
     ) -> Result<(StateMoved, Duration), SwapRefusal> {
         let mut inner = self.lock();
         let start = Instant::now();
@@ -221,7 +221,7 @@ impl Slot {
         } else {
             self.hand_over(&mut inner, &mut instance, &new)?
         };
-        let outdated = inner.replace(instance, new);
+        let outdated = inner.replace(instance, new, former);
         let pause = start.elapsed();
         self.changed(&mut inner, pause);
         drop(inner);
@@ -296,10 +296,20 @@ impl Slot {
     }
 }
 
+/// What becomes of the plugin that was in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Former {
+    /// It can come back: by itself when its successor fails on probation, and by a
+    /// rollback.
+    Kept,
+    /// It was rolled back from, and nobody wants it back.
+    Dropped,
+}
+
 impl Inner {
-    /// Puts a plugin in, with the one before it as its predecessor. Returns what is
-    /// not needed any more.
-    fn replace(&mut self, instance: Instance, new: Installed) -> Vec<Instance> {
+    /// Puts a plugin in, with the one before it as its predecessor if that is kept.
+    /// Returns what is not needed any more.
+    fn replace(&mut self, instance: Instance, new: Installed, former: Former) -> Vec<Instance> {
         let mut outdated: Vec<_> = self
             .predecessor
             .take()
@@ -307,14 +317,17 @@ impl Inner {
             .into_iter()
             .collect();
         let old = self.installed.replace(new);
-        let before = std::mem::replace(
-            &mut self.previous,
-            old.clone().map_or(Previous::BuiltIn, Previous::Plugin),
-        );
+        let kept = former == Former::Kept;
+        let previous = match &old {
+            _ if !kept => Previous::Nothing,
+            Some(old) => Previous::Plugin(old.clone()),
+            None => Previous::BuiltIn,
+        };
+        let before = std::mem::replace(&mut self.previous, previous);
         let warm = self.seat.take();
         self.predecessor = match (warm, old) {
             // Only who was in good standing comes back by itself.
-            (Some(instance), Some(installed)) if self.rules.state() == Standing::Active => {
+            (Some(instance), Some(installed)) if kept && self.rules.state() == Standing::Active => {
                 Some(Predecessor {
                     instance,
                     installed,
