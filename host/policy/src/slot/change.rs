@@ -131,6 +131,16 @@ pub enum SwapRefusal {
         /// What went wrong.
         reason: String,
     },
+    /// It failed when it was made to answer at once.
+    #[error("{plugin} failed as it was warmed up, at question {number}: {reason}")]
+    WarmUp {
+        /// The plugin.
+        plugin: String,
+        /// Which question, from 0.
+        number: usize,
+        /// What went wrong.
+        reason: String,
+    },
     /// It failed beside the one in force.
     #[error("{plugin} failed as a shadow, at question {number}: {reason}")]
     Shadow {

@@ -156,11 +156,11 @@ pub(super) fn warm(
     let mut instance = Instance::new(&new.plugin).map_err(failed)?;
     instance.configure(&new.setup).map_err(failed)?;
     let blank = instance.save().map_err(failed)?;
-    for question in questions.all().take(WARM_UP) {
+    for (number, question) in questions.all().take(WARM_UP).enumerate() {
         ask(&mut instance, question, super::keep::MEND_TIME).map_err(|failure| {
-            SwapRefusal::Rehearsal {
+            SwapRefusal::WarmUp {
                 plugin: new.plugin.title(),
-                number: 0,
+                number,
                 reason: failure.to_string(),
             }
         })?;
