@@ -201,9 +201,26 @@ fn a_plugin_decides_from_the_swap_on_until_it_is_taken_out() {
     assert!(status.last_swap_pause_ns > 0 && status.p99_ns > 0);
     assert_eq!(host.until(NoticeKind::Swapped).plugin, "last 1.0.0");
 
-    assert_eq!(host.scheduler().remove().as_deref(), Some("last 1.0.0"));
+    let there = host.scheduler().remove(true).unwrap();
+    assert_eq!((there.old.as_str(), there.pause), ("last 1.0.0", None));
+    assert_eq!(host.state(), State::Probation, "nothing has changed");
+    let removed = host.scheduler().remove(false).unwrap();
+    assert_eq!(removed.old, "last 1.0.0");
+    let pause = removed.pause.unwrap().as_nanos();
+    assert_eq!(
+        pause,
+        host.scheduler().status().last_swap_pause_ns.into(),
+        "it is measured"
+    );
+    assert!(pause > 0);
     assert_eq!(choice(&host.scheduler().ask(&question(0))).replica, 0);
     assert_eq!(host.state(), State::BuiltIn);
+    for dry_run in [false, true] {
+        assert_eq!(
+            host.scheduler().remove(dry_run).unwrap_err().to_string(),
+            "what is built in is in force in the scheduler already"
+        );
+    }
 }
 
 #[test]

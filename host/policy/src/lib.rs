@@ -45,8 +45,8 @@ pub use notice::{Notice, NoticeKind};
 pub use plugin::{Identity, Plugin, Refusal, Surface};
 pub use seen::{By, Seen};
 pub use slot::{
-    Difference, OnFault, Rehearsal, RollbackRefusal, RolledBack, Shadowed, Slot, SlotConfig,
-    SlotStatus, StateMoved, SwapOptions, SwapRefusal, Swapped,
+    Difference, NothingThere, OnFault, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
+    Slot, SlotConfig, SlotStatus, StateMoved, SwapOptions, SwapRefusal, Swapped,
 };
 pub use slots::{OpenError, Slots};
 pub use stats::{BUCKETS_NS, CallTimes};

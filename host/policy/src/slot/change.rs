@@ -163,6 +163,20 @@ pub enum SwapRefusal {
     },
 }
 
+/// What was taken out, or could be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// What was in force.
+    pub old: String,
+    /// For how long callers had to wait; none on a dry run.
+    pub pause: Option<Duration>,
+}
+
+/// There is no plugin that could be taken out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what is built in is in force in the {0} already")]
+pub struct NothingThere(pub SlotName);
+
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RolledBack {

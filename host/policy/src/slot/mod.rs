@@ -41,8 +41,8 @@ use crate::stats::{CallTimes, Stats};
 use gate::Gate;
 
 pub use change::{
-    Difference, Rehearsal, RollbackRefusal, RolledBack, Shadowed, StateMoved, SwapOptions,
-    SwapRefusal, Swapped,
+    Difference, NothingThere, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
+    StateMoved, SwapOptions, SwapRefusal, Swapped,
 };
 
 /// Questions that are kept to rehearse a candidate with.

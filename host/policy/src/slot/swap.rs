@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use wharf_model::policy::slot::{Event, State as Standing};
 
-use super::change::{RollbackRefusal, RolledBack, StateMoved, SwapOptions, SwapRefusal, Swapped};
+use super::change::{
+    NothingThere, Removed, RollbackRefusal, RolledBack, StateMoved, SwapOptions, SwapRefusal,
+    Swapped,
+};
 use super::trial::{refused, warm};
 use super::{Failure, Inner, Installed, Predecessor, Previous, Slot};
 use crate::clock::now;
@@ -77,21 +80,34 @@ impl Slot {
         })
     }
 
-    /// Takes the plugin out: what is built in decides again. Says what was there.
-    pub fn remove(&self) -> Option<String> {
+    /// Takes the plugin out: what is built in decides again.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn remove(&self, dry_run: bool) -> Result<Removed, NothingThere> {
         let _turn = self.take_turn();
         let mut inner = self.lock();
-        let installed = inner.installed.take()?;
-        let title = installed.plugin.title();
-        inner.previous = Previous::Plugin(installed);
-        self.empty(&mut inner);
+        let start = Instant::now();
+        let Some(installed) = &inner.installed else {
+            return Err(NothingThere(self.name));
+        };
+        let old = installed.plugin.title();
+        if dry_run {
+            return Ok(Removed { old, pause: None });
+        }
+        inner.previous = inner
+            .installed
+            .take()
+            .map_or(Previous::Nothing, Previous::Plugin);
+        let pause = self.empty(&mut inner, start);
         drop(inner);
-        self.tell(
-            NoticeKind::Swapped,
-            "built-in",
-            format!("in place of {title}"),
-        );
-        Some(title)
+        let detail = format!("in place of {old}, callers waited {} µs", pause.as_micros());
+        self.tell(NoticeKind::Swapped, "built-in", detail);
+        Ok(Removed {
+            old,
+            pause: Some(pause),
+        })
     }
 
     /// Puts back what was there before the last swap: at once while it is kept
@@ -117,8 +133,7 @@ impl Slot {
             Previous::BuiltIn => {
                 let start = Instant::now();
                 inner.installed = None;
-                self.empty(&mut inner);
-                let pause = start.elapsed();
+                let pause = self.empty(&mut inner, start);
                 return Ok(self.went_back(old, inner.title(), pause));
             }
             Previous::Plugin(installed) => installed,
@@ -276,15 +291,17 @@ impl Slot {
         }
     }
 
-    /// Nothing is in force but what is built in.
-    fn empty(&self, inner: &mut Inner) {
+    /// Nothing is in force but what is built in. Says for how long callers had to wait.
+    fn empty(&self, inner: &mut Inner, start: Instant) -> Duration {
         self.unseat(inner);
         if let Some(former) = inner.predecessor.take() {
             self.discard(former.instance);
         }
         inner.turn = inner.turn.saturating_add(1);
         inner.rules.handle(now(), Event::Removed);
-        self.changed(inner, Duration::ZERO);
+        let pause = start.elapsed();
+        self.changed(inner, pause);
+        pause
     }
 
     fn changed(&self, inner: &mut Inner, pause: Duration) {

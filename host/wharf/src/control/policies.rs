@@ -296,18 +296,15 @@ fn take_out(slots: &Slots, slot: SlotName, request: &SwapRequest) -> Result<Swap
         let error = "what is built in takes no settings and no shadow";
         return Err(Problem::new(StatusCode::BAD_REQUEST, error));
     }
-    let present = slots.slot(slot).status();
-    if !request.dry_run && slots.slot(slot).remove().is_none() {
-        let error = format!("what is built in is in force in the {slot} already");
-        return Err(Problem::new(StatusCode::CONFLICT, error));
-    }
+    let removed = slots.slot(slot).remove(request.dry_run);
+    let removed = removed.map_err(|e| conflict(&e))?;
     Ok(SwapReport {
-        old: present.plugin.unwrap_or_else(|| BUILT_IN.to_owned()),
+        old: removed.old,
         new: BUILT_IN.to_owned(),
         rehearsed: 0,
         shadow: None,
         state: "none".to_owned(),
-        pause_ns: (!request.dry_run).then_some(0),
+        pause_ns: removed.pause.map(ns),
     })
 }
 
