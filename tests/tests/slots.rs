@@ -3,6 +3,7 @@
 
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use wharf_policy::{
     By, Notice, NoticeKind, OnFault, Plugin, ReplayOptions, RollbackRefusal, Slot, SlotConfig,
     Slots, StateMoved, SwapOptions, SwapRefusal, TaskFacts, Trace, TraceLine, replay,
 };
-use wharf_tests::host::PATIENCE;
+use wharf_tests::host::{PATIENCE, poll};
 use wharf_tests::plugin::{LOG, PluginWat};
 
 /// Slots of a host with two tasks, and what is told of them.
@@ -357,7 +358,7 @@ fn an_active_plugin_that_traps_is_made_anew_with_its_state_until_it_does_too_oft
         host.until(NoticeKind::Struck);
         assert_eq!(host.state(), State::Active, "after strike {strike}");
         // Until it is made anew, what is built in answers.
-        let found = wharf_tests::host::poll(|| {
+        let found = poll(|| {
             host.scheduler().ask(&question(0));
             (host.scheduler().status().calls > calls + strike).then_some(())
         });
@@ -559,6 +560,69 @@ fn a_shadow_that_nobody_asks_gives_up() {
         "{refusal}"
     );
     assert_eq!(host.state(), State::BuiltIn);
+}
+
+/// What a shadow waits for may never come, and the operator must not wait with it.
+#[test]
+fn a_shadow_keeps_its_place_until_nobody_waits_for_it() {
+    let host = Host::new();
+    let plugin = host.open(&last());
+    let given_up = Arc::new(AtomicBool::new(false));
+    let endless = SwapOptions {
+        shadow: u64::MAX,
+        shadow_patience: PATIENCE,
+        given_up: Arc::clone(&given_up),
+        ..SwapOptions::default()
+    };
+    let dry_run = SwapOptions {
+        dry_run: true,
+        ..SwapOptions::default()
+    };
+    std::thread::scope(|scope| {
+        let shadow = || host.scheduler().swap(&plugin, &endless);
+        let shadows = [(); 3].map(|()| scope.spawn(shadow));
+        let refusal = poll(|| host.scheduler().swap(&plugin, &dry_run).err());
+        assert_eq!(
+            refusal.unwrap().to_string(),
+            "3 other changes of the scheduler are being made: try again when one of them is over"
+        );
+        given_up.store(true, Ordering::Relaxed);
+        for shadow in shadows {
+            let refusal = shadow.join().unwrap().unwrap_err();
+            assert!(matches!(refusal, SwapRefusal::GivenUp { .. }), "{refusal}");
+        }
+    });
+    host.swap(&last()).unwrap();
+}
+
+#[test]
+fn a_shadow_holds_no_other_change_up_and_gives_way_to_the_first_that_is_made() {
+    let host = Host::new();
+    let plugin = host.open(&last());
+    let options = SwapOptions {
+        shadow: 5,
+        shadow_patience: PATIENCE,
+        ..SwapOptions::default()
+    };
+    assert!(host.scheduler().wants(1));
+    let refusal = std::thread::scope(|scope| {
+        let shadow = scope.spawn(|| host.scheduler().swap(&plugin, &options));
+        poll(|| host.scheduler().wants(2).then_some(())).expect("it watches");
+        host.swap(&counter("1.0.0")).unwrap();
+        host.scheduler().rollback().unwrap();
+        host.swap(&counter("1.0.0")).unwrap();
+        while !shadow.is_finished() {
+            count(&host);
+        }
+        shadow.join().unwrap().unwrap_err()
+    });
+    assert_eq!(
+        refusal.to_string(),
+        "last 1.0.0 was tried beside another: the scheduler has meanwhile been given to counter \
+         1.0.0, try again"
+    );
+    let status = host.scheduler().status();
+    assert_eq!(status.plugin.as_deref(), Some("counter"));
 }
 
 /// A trace of a slot while `ask` asks.

@@ -1,10 +1,15 @@
 //! What a change of a slot takes, says, and is refused for.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use wharf_model::policy::{Answer, Question, SlotName};
 
 use crate::instance::Fault;
+
+/// Plugins that may be tried for one slot at a time: each has an instance.
+pub(super) const CANDIDATES: usize = 3;
 
 /// How to swap.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +25,9 @@ pub struct SwapOptions {
     pub dry_run: bool,
     /// Do not hand the state over.
     pub discard_state: bool,
+    /// Set when nobody waits for the outcome any more: a shadow then ends, and nothing
+    /// is changed.
+    pub given_up: Arc<AtomicBool>,
 }
 
 /// A plugin that was put in, or could be.
@@ -161,6 +169,29 @@ pub enum SwapRefusal {
         /// How long it was waited for them.
         patience: Duration,
     },
+    /// Who wanted the swap has gone.
+    #[error("{plugin} was a shadow that nobody waits for any more: nothing was changed")]
+    GivenUp {
+        /// The plugin.
+        plugin: String,
+    },
+    /// The slot was changed while the plugin was tried.
+    #[error(
+        "{plugin} was tried beside another: the {slot} has meanwhile been given to {now}, try again"
+    )]
+    Changed {
+        /// The plugin.
+        plugin: String,
+        /// The slot.
+        slot: SlotName,
+        /// What is in force.
+        now: String,
+    },
+    /// Enough plugins are being tried.
+    #[error(
+        "{CANDIDATES} other changes of the {0} are being made: try again when one of them is over"
+    )]
+    Busy(SlotName),
 }
 
 /// What was taken out, or could be.

@@ -16,12 +16,13 @@
 mod change;
 mod gate;
 mod keep;
+mod places;
 mod swap;
 mod trial;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -39,6 +40,7 @@ use crate::plugin::Plugin;
 use crate::seen::{By, Seen, Watcher};
 use crate::stats::{CallTimes, Stats};
 use gate::Gate;
+use places::Places;
 
 pub use change::{
     Difference, NothingThere, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
@@ -173,8 +175,8 @@ pub struct Slot {
     /// When a question is next wanted all the same.
     sample_at: AtomicU64,
     inner: Gate<Inner>,
-    /// Held through a swap, so that there is one at a time.
-    changing: Mutex<()>,
+    /// Plugins that are being tried.
+    candidates: Places,
     chores: Sender<Chore>,
 }
 
@@ -228,7 +230,7 @@ impl Slot {
                 stats: Stats::new(),
                 reason: None,
             }),
-            changing: Mutex::new(()),
+            candidates: Places::default(),
             chores,
         }
     }
@@ -516,8 +518,11 @@ impl Inner {
     }
 
     fn title(&self) -> String {
-        self.installed
-            .as_ref()
-            .map_or_else(|| "built-in".to_owned(), |it| it.plugin.title())
+        title(self.installed.as_ref())
     }
+}
+
+/// What is in force, as operators are told of it.
+fn title(installed: Option<&Installed>) -> String {
+    installed.map_or_else(|| "built-in".to_owned(), |it| it.plugin.title())
 }

@@ -6,7 +6,9 @@
 //! ```
 //!
 //! Until the cut nothing has changed: whatever fails before it leaves the slot as
-//! it was.
+//! it was. Nor does anything wait for it: other changes go on beside, of which the
+//! first to be cut is made, and the others are refused, since what they were tried
+//! beside is gone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,11 +16,11 @@ use std::time::{Duration, Instant};
 use wharf_model::policy::slot::{Event, State as Standing};
 
 use super::change::{
-    NothingThere, Removed, RollbackRefusal, RolledBack, StateMoved, SwapOptions, SwapRefusal,
-    Swapped,
+    CANDIDATES, NothingThere, Removed, RollbackRefusal, RolledBack, StateMoved, SwapOptions,
+    SwapRefusal, Swapped,
 };
 use super::trial::{refused, warm};
-use super::{Failure, Inner, Installed, Predecessor, Previous, Slot};
+use super::{Failure, Inner, Installed, Predecessor, Previous, Slot, title};
 use crate::clock::now;
 use crate::instance::{Instance, STATE_TIME, Setup, State};
 use crate::notice::NoticeKind;
@@ -31,15 +33,17 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// When the plugin is not for this slot or fails in any of the steps; the slot
-    /// is then as it was.
+    /// When the plugin is not for this slot or fails in any of the steps, or another
+    /// was put in meanwhile; the slot is then as it was.
     pub fn swap(
         &self,
         plugin: &Arc<Plugin>,
         options: &SwapOptions,
     ) -> Result<Swapped, SwapRefusal> {
-        let _turn = self.take_turn();
         self.fit(plugin)?;
+        let Some(_place) = self.candidates.enter(CANDIDATES) else {
+            return Err(SwapRefusal::Busy(self.name));
+        };
         let present = self.present(options.discard_state);
         let setup = self.setup_for(plugin, present.as_ref(), options.settings.clone());
         let state = match &present {
@@ -57,14 +61,18 @@ impl Slot {
             setup,
             state: None,
         };
-        let old = self.lock().title();
+        let old = title(present.as_ref());
         let (state, pause) = if options.dry_run {
             let would = state.map_or(StateMoved::None, |it| StateMoved::Bytes(it.bytes.len()));
             (would, None)
         } else {
             let instance = warm(&new, state.as_deref(), &questions)?;
-            let discard = options.discard_state;
-            let (state, pause) = self.cut(instance, new, discard, Former::Kept)?;
+            let cut = Cut {
+                beside: present.as_ref(),
+                discard_state: options.discard_state,
+                former: Former::Kept,
+            };
+            let (state, pause) = self.cut(instance, new, &cut)?;
             let detail = format!("in place of {old}, callers waited {} µs", pause.as_micros());
             self.tell(NoticeKind::Swapped, &plugin.title(), detail);
             self.wake_keeper();
@@ -86,7 +94,6 @@ impl Slot {
     ///
     /// When there is none.
     pub fn remove(&self, dry_run: bool) -> Result<Removed, NothingThere> {
-        let _turn = self.take_turn();
         let mut inner = self.lock();
         let start = Instant::now();
         let Some(installed) = &inner.installed else {
@@ -116,9 +123,9 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// When there is nothing, or it fails now. The slot is then as it was.
+    /// When there is nothing, it fails now, or something was put in meanwhile. The
+    /// slot is then as it was.
     pub fn rollback(&self) -> Result<RolledBack, RollbackRefusal> {
-        let _turn = self.take_turn();
         let mut inner = self.lock();
         let old = inner.title();
         if inner.predecessor.is_some() {
@@ -128,40 +135,38 @@ impl Slot {
             self.changed(&mut inner, pause);
             return Ok(self.went_back(old, inner.title(), pause));
         }
-        let previous = match std::mem::take(&mut inner.previous) {
+        let previous = match &inner.previous {
             Previous::Nothing => return Err(RollbackRefusal::Nothing(self.name)),
             Previous::BuiltIn => {
                 let start = Instant::now();
                 inner.installed = None;
+                inner.previous = Previous::Nothing;
                 let pause = self.empty(&mut inner, start);
                 return Ok(self.went_back(old, inner.title(), pause));
             }
-            Previous::Plugin(installed) => installed,
+            Previous::Plugin(installed) => installed.clone(),
         };
+        let present = inner.installed.clone();
         drop(inner);
-        let back = self.revive(&previous).and_then(|instance| {
-            let own = previous.clone();
-            self.cut(instance, own, false, Former::Dropped)
-                .or_else(|refusal| match refusal {
-                    // It does not read what its successor wrote: its own state it does.
-                    SwapRefusal::Schema { .. } | SwapRefusal::Fault { .. } => {
-                        let instance = self.revive(&previous)?;
-                        self.cut(instance, previous.clone(), true, Former::Dropped)
-                    }
-                    other => Err(other),
-                })
-        });
-        match back {
-            Ok((_, pause)) => {
-                let new = self.lock().title();
-                self.wake_keeper();
-                Ok(self.went_back(old, new, pause))
-            }
-            Err(refusal) => {
-                self.lock().previous = Previous::Plugin(previous);
-                Err(refusal.into())
-            }
-        }
+        // A place more than candidates have: going back must not wait for shadows.
+        let Some(_place) = self.candidates.enter(CANDIDATES.saturating_add(1)) else {
+            return Err(SwapRefusal::Busy(self.name).into());
+        };
+        let revived = |discard_state| {
+            let cut = Cut {
+                beside: present.as_ref(),
+                discard_state,
+                former: Former::Dropped,
+            };
+            self.cut(self.revive(&previous)?, previous.clone(), &cut)
+        };
+        let (_, pause) = revived(false).or_else(|refusal| match refusal {
+            // It does not read what its successor wrote: its own state it does.
+            SwapRefusal::Schema { .. } | SwapRefusal::Fault { .. } => revived(true),
+            other => Err(other),
+        })?;
+        self.wake_keeper();
+        Ok(self.went_back(old, previous.plugin.title(), pause))
     }
 
     fn went_back(&self, old: String, new: String, pause: Duration) -> RolledBack {
@@ -173,12 +178,6 @@ impl Slot {
     /// What the previous plugin was, with its own state.
     fn revive(&self, previous: &Installed) -> Result<Instance, SwapRefusal> {
         warm(previous, previous.state.as_deref(), &self.questions())
-    }
-
-    fn take_turn(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.changing
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn fit(&self, plugin: &Plugin) -> Result<(), SwapRefusal> {
@@ -226,17 +225,23 @@ impl Slot {
         &self,
         mut instance: Instance,
         new: Installed,
-        discard_state: bool,
-        former: Former,
+        cut: &Cut<'_>,
     ) -> Result<(StateMoved, Duration), SwapRefusal> {
         let mut inner = self.lock();
         let start = Instant::now();
-        let state = if discard_state {
+        if !is_same(inner.installed.as_ref(), cut.beside) {
+            return Err(SwapRefusal::Changed {
+                plugin: new.plugin.title(),
+                slot: self.name,
+                now: inner.title(),
+            });
+        }
+        let state = if cut.discard_state {
             StateMoved::Fresh("as asked for".to_owned())
         } else {
             self.hand_over(&mut inner, &mut instance, &new)?
         };
-        let outdated = inner.replace(instance, new, former);
+        let outdated = inner.replace(instance, new, cut.former);
         let pause = start.elapsed();
         self.changed(&mut inner, pause);
         drop(inner);
@@ -313,6 +318,15 @@ impl Slot {
     }
 }
 
+/// How a candidate takes its place.
+struct Cut<'a> {
+    /// What was in force when it was tried.
+    beside: Option<&'a Installed>,
+    /// Whether it begins anew.
+    discard_state: bool,
+    former: Former,
+}
+
 /// What becomes of the plugin that was in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Former {
@@ -360,6 +374,18 @@ impl Inner {
         self.sit(instance);
         self.rules.handle(now(), Event::Installed { predecessor });
         outdated
+    }
+}
+
+/// Whether the same plugin is in force with the same settings, which is all that a
+/// trial depends on: one that was made anew meanwhile, or was out and is back, is the
+/// same.
+fn is_same(one: Option<&Installed>, other: Option<&Installed>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            Arc::ptr_eq(&one.plugin, &other.plugin) && Arc::ptr_eq(&one.setup, &other.setup)
+        }
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! lock.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use wharf_model::policy::rehearsal;
@@ -22,6 +23,9 @@ const SHADOW_QUEUE: usize = 256;
 
 /// Differences that a shadow reports.
 const DIFFERENCES: usize = 10;
+
+/// How often a shadow that nobody asks looks whether somebody still waits for it.
+const GLANCE: Duration = Duration::from_millis(100);
 
 /// Questions that an instance is warmed up with.
 const WARM_UP: usize = 4;
@@ -94,13 +98,21 @@ impl Slot {
         let deadline = Instant::now().checked_add(patience);
         let mut report = Shadowed::default();
         while report.asked < wanted {
-            let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
-            let Some(shown) = window.next(left.unwrap_or(patience)) else {
+            let left = deadline.map_or(patience, |it| it.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
                 return Err(SwapRefusal::FewQuestions {
                     asked: report.asked,
                     wanted,
                     patience,
                 });
+            }
+            if options.given_up.load(Ordering::Relaxed) {
+                return Err(SwapRefusal::GivenUp {
+                    plugin: plugin.title(),
+                });
+            }
+            let Some(shown) = window.next(left.min(GLANCE)) else {
+                continue;
             };
             let seen = match shown {
                 Shown::Seen(seen) => seen,

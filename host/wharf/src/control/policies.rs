@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -180,7 +181,10 @@ pub(super) async fn swap(
         return Err(bad("plugin has to be an absolute path, or built-in".into()));
     }
     let slots = Arc::clone(app.cell.slots());
-    aside(move || do_swap(&slots, slot, &request))
+    // This is dropped with the connection, too.
+    let waiting = Waiting::default();
+    let given_up = Arc::clone(&waiting.given_up);
+    aside(move || do_swap(&slots, slot, &request, given_up))
         .await?
         .map(Json)
 }
@@ -270,6 +274,7 @@ fn do_swap(
     slots: &Arc<Slots>,
     slot: SlotName,
     request: &SwapRequest,
+    given_up: Arc<AtomicBool>,
 ) -> Result<SwapReport, Problem> {
     if request.plugin.as_os_str() == BUILT_IN {
         return take_out(slots, slot, request);
@@ -285,6 +290,7 @@ fn do_swap(
         shadow_patience: patience.min(SHADOW_PATIENCE_MOST),
         dry_run: request.dry_run,
         discard_state: request.discard_state,
+        given_up,
     };
     let done = slots.slot(slot).swap(&plugin, &options);
     done.map(report).map_err(|e| conflict(&e))
@@ -336,6 +342,18 @@ fn report(done: Swapped) -> SwapReport {
     }
 }
 
+/// Somebody who waits for a change; when this is dropped, nobody does any more.
+#[derive(Debug, Default)]
+struct Waiting {
+    given_up: Arc<AtomicBool>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Does what takes long on a thread of its own, which ends with the process if not
 /// before; the one thread that serves goes on meanwhile.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
@@ -346,7 +364,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     std::thread::Builder::new()
         .name("policy change".to_owned())
         .spawn(move || {
-            // Who asked may have gone; it is done all the same.
+            // Who asked may have gone; what is not a shadow is done all the same.
             let _ = done.send(work());
         })
         .map_err(|e| broken(&e))?;
