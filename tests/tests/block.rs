@@ -374,6 +374,7 @@ fn a_host_does_not_come_up_when_a_disk_cannot_be_had() {
         );
         assert!(printed.stderr.contains(told), "{}", printed.stderr);
         assert_eq!(printed.stderr.lines().count(), 1, "{}", printed.stderr);
+        assert!(!path.join("d.img").exists(), "{told}: nothing is made");
     }
 }
 

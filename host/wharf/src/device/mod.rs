@@ -180,6 +180,21 @@ impl Block {
 }
 
 impl Block {
+    /// Looks whether it could be opened now. Makes nothing and locks nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`], as [`open`](Self::open) would have it. What only an attempt can
+    /// tell, such as room for a file that is to be made, is not found out.
+    pub fn check(&self) -> Result<(), DiskError> {
+        match &self.medium {
+            Medium::File { file, size, mode } => {
+                FileDisk::check(file, *size, *mode == BlockMode::ReadWrite)
+            }
+            Medium::Memory { .. } => Ok(()),
+        }
+    }
+
     /// Whether what a task writes there is for others to see.
     #[must_use]
     pub const fn is_written(&self) -> bool {
@@ -197,4 +212,69 @@ impl Block {
 #[must_use]
 pub const fn is_disk_size(bytes: u64) -> bool {
     bytes > 0 && bytes.is_multiple_of(SECTOR)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::{Block, BlockMode, DiskError, Medium};
+
+    fn block(file: PathBuf, size: Option<u64>, mode: BlockMode) -> Block {
+        Block {
+            device: "data".to_owned(),
+            medium: Medium::File { file, size, mode },
+        }
+    }
+
+    /// The same is refused by a look as by opening, in the same words.
+    #[test]
+    fn a_check_says_what_opening_would() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("good.img"), [0; 4096]).unwrap();
+        fs::write(at("odd.img"), [0; 1000]).unwrap();
+        fs::write(at("empty.img"), []).unwrap();
+        let (rw, ro, cow) = (
+            BlockMode::ReadWrite,
+            BlockMode::ReadOnly,
+            BlockMode::CopyOnWrite,
+        );
+        for (name, size, mode) in [
+            ("good.img", None, rw),
+            ("good.img", Some(4096), ro),
+            ("good.img", Some(512), rw),
+            ("odd.img", None, rw),
+            ("empty.img", None, cow),
+            ("none.img", None, rw),
+            ("none.img", Some(512), ro),
+            ("none.img", Some(512), cow),
+            ("no/where.img", Some(512), rw),
+            ("good.img/x.img", Some(512), rw),
+            ("", None, ro),
+        ] {
+            let block = block(at(name), size, mode);
+            let said = |done: Result<(), DiskError>| done.map_err(|it| crate::text::one_line(&it));
+            let opened = said(block.open().map(drop));
+            assert_eq!(said(block.check()), opened, "{name} {size:?} {mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_check_makes_nothing_and_locks_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let new = block(
+            directory.path().join("new.img"),
+            Some(512),
+            BlockMode::ReadWrite,
+        );
+        new.check().unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let disk = new.open().unwrap();
+        let refused = new.check().unwrap_err();
+        assert!(matches!(refused, DiskError::InUse { .. }), "{refused}");
+        drop(disk);
+        new.check().unwrap();
+    }
 }
