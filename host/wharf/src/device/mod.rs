@@ -16,7 +16,9 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use wharf_abi::manifest::Name;
 use wharf_machine::device::{Disk, SECTOR};
+use zerocopy::FromBytes;
 
 use file::FileDisk;
 use memory::MemoryDisk;
@@ -214,12 +216,24 @@ pub const fn is_disk_size(bytes: u64) -> bool {
     bytes > 0 && bytes.is_multiple_of(SECTOR)
 }
 
+/// Says whether an image can declare a device that is called so: letters, digits, `.`,
+/// `_`, `+` and `-`, 1 to 32 of them, as the contract with guests has it.
+#[must_use]
+pub fn is_device_name(name: &str) -> bool {
+    let mut bytes = [0; 32];
+    let Some(place) = bytes.get_mut(..name.len()) else {
+        return false;
+    };
+    place.copy_from_slice(name.as_bytes());
+    Name::<32>::read_from_bytes(&bytes).is_ok_and(|it| it.as_str() == Some(name))
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::path::PathBuf;
 
-    use super::{Block, BlockMode, DiskError, Medium};
+    use super::{Block, BlockMode, DiskError, Medium, is_device_name};
 
     fn block(file: PathBuf, size: Option<u64>, mode: BlockMode) -> Block {
         Block {
@@ -276,5 +290,23 @@ mod tests {
         assert!(matches!(refused, DiskError::InUse { .. }), "{refused}");
         drop(disk);
         new.check().unwrap();
+    }
+
+    #[test]
+    fn devices_are_called_as_images_call_them() {
+        let longest = "x".repeat(32);
+        for (name, good) in [
+            ("data", true),
+            ("a.b_c+d-1", true),
+            (&longest, true),
+            ("", false),
+            ("a b", false),
+            ("a/b", false),
+            ("é", false),
+            ("a\0", false),
+            (&"x".repeat(33), false),
+        ] {
+            assert_eq!(is_device_name(name), good, "{name:?}");
+        }
     }
 }
