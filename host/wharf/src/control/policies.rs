@@ -393,7 +393,8 @@ impl Feed for TraceLines {
         if let Some(header) = self.header.take() {
             push_line(&mut lines, &header);
         }
-        while self.left > 0
+        // What has come since is not wanted: a busy slot would never let it end.
+        while !self.is_over()
             && lines.len() < TRACE_AT_ONCE
             && let Some(line) = self.trace.next(Duration::ZERO)
         {
@@ -407,5 +408,49 @@ impl Feed for TraceLines {
 
     fn is_over(&self) -> bool {
         self.left == 0 || self.end.is_some_and(|end| Instant::now() >= end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use wharf_model::policy::{Candidate, Question, SlotName, View};
+    use wharf_policy::{SlotConfig, Slots, Trace, TraceLine};
+
+    use super::{Feed, TraceLines};
+
+    #[test]
+    fn a_trace_ends_when_its_time_is_over_however_much_is_asked() {
+        let slots = Slots::new(Vec::new(), SlotConfig::of, None, drop);
+        let slot = slots.slot(SlotName::Scheduler);
+        let trace = Trace::start(slot);
+        let mut lines = TraceLines {
+            header: Some(TraceLine::Trace(trace.header.clone())),
+            trace,
+            left: u64::MAX,
+            end: Instant::now().checked_add(Duration::from_secs(3600)),
+        };
+        let ask = || {
+            slot.ask(&Question::Next(View {
+                now: 1,
+                worker: 0,
+                last: None,
+                ready: vec![Candidate {
+                    replica: 0,
+                    weight: 1,
+                    generation: 1,
+                    ran: 0,
+                    virtual_time: 0,
+                    ready_since: 0,
+                }],
+            }))
+        };
+        ask();
+        let taken = lines.take(false);
+        assert_eq!(taken.iter().filter(|&&byte| byte == b'\n').count(), 2);
+        lines.end = Some(Instant::now());
+        ask();
+        assert!(lines.take(false).is_empty() && lines.is_over());
     }
 }
