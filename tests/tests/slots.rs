@@ -3,7 +3,7 @@
 
 use std::io::Cursor;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use wharf_model::policy::slot::State;
 use wharf_model::policy::{
     Answer, AttachVerdict, Attachment, Candidate, Choice, Connection, DeviceKind, Direction,
-    Endpoint, Proposal, Question, SlotName, Target, Verdict, Version, View,
+    Endpoint, Question, SlotName, Target, Verdict, View,
 };
 use wharf_policy::{
     By, Notice, NoticeKind, OnFault, Plugin, ReplayOptions, RollbackRefusal, Slot, SlotConfig,
@@ -352,15 +352,15 @@ fn an_active_plugin_that_traps_is_made_anew_with_its_state_until_it_does_too_oft
     host.swap(&traps).unwrap();
     assert_eq!(count(&host), 1);
     host.until(NoticeKind::Confirmed);
-    let calls = host.scheduler().status().calls;
     for strike in 1..=2 {
         host.scheduler().ask(&question(1));
+        let calls = host.scheduler().status().calls;
         host.until(NoticeKind::Struck);
         assert_eq!(host.state(), State::Active, "after strike {strike}");
         // Until it is made anew, what is built in answers.
         let found = poll(|| {
             host.scheduler().ask(&question(0));
-            (host.scheduler().status().calls > calls + strike).then_some(())
+            (host.scheduler().status().calls > calls).then_some(())
         });
         assert!(found.is_some(), "it is made anew");
     }
@@ -530,11 +530,12 @@ fn a_shadow_answers_beside_and_shows_where_it_differs() {
     let shadowed = done.unwrap().shadowed.unwrap();
     assert_eq!(shadowed.asked, 20);
     assert!(shadowed.agreed < 20, "{shadowed:?}");
-    let first = &shadowed.differences[0];
-    assert_eq!(
-        (choice(&first.was).replica, choice(&first.would).replica),
-        (0, 1)
-    );
+    // Which of the two questions comes first is a matter of luck.
+    let chosen = shadowed
+        .differences
+        .iter()
+        .map(|it| (choice(&it.was).replica, choice(&it.would).replica));
+    assert!(chosen.into_iter().any(|it| it == (0, 1)), "{shadowed:?}");
     assert_eq!(host.state(), State::BuiltIn);
 }
 
@@ -777,42 +778,6 @@ fn a_trace_that_has_ended_leaves_nobody_to_ask_for() {
     assert!(!slot.wants(5));
 }
 
-/// Each question and its answer carry a mebibyte of state.
-#[test]
-fn what_waits_for_a_watcher_is_bounded_in_bytes_too() {
-    let host = Host::new();
-    let version = |generation| Version {
-        digest: String::new(),
-        generation,
-        state_schema: 1,
-    };
-    let proposal = Proposal {
-        now: 1,
-        replica: 0,
-        old: version(1),
-        new: version(2),
-        connections: 0,
-        labels: Vec::new(),
-    };
-    let large = Question::Transform(proposal, vec![7; 1 << 20]);
-    let upgrader = host.slots.slot(SlotName::Upgrader);
-    let trace = Trace::start(upgrader);
-    for _ in 0..20 {
-        upgrader.ask(&large);
-    }
-    let seen = || {
-        let next = || trace.next(Duration::ZERO);
-        std::iter::from_fn(next).collect::<Vec<_>>()
-    };
-    assert_eq!(seen().len(), 4, "8 MiB of them");
-    upgrader.ask(&large);
-    let after = seen();
-    assert!(
-        matches!(after[..], [TraceLine::LeftOut(16), TraceLine::Seen(_)]),
-        "what was read makes room"
-    );
-}
-
 #[test]
 fn ten_thousand_swaps_lose_no_decision_and_no_memory() {
     const SWAPS: u64 = 10_000;
@@ -947,8 +912,29 @@ fn what_a_plugin_takes_is_bounded() {
     }
 }
 
+/// Counts the lines of the plugin below, whichever thread they come from.
+struct Noise;
+
+static NOISE: AtomicUsize = AtomicUsize::new(0);
+
+impl log::Log for Noise {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if record.args().to_string().ends_with(": noise") {
+            NOISE.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 #[test]
 fn a_flood_of_log_lines_is_cut() {
+    log::set_logger(&Noise).unwrap();
+    log::set_max_level(log::LevelFilter::Info);
     let noise = "(data (i32.const 512) \"noise\")";
     let floods = PluginWat::new("scheduler").import(LOG).item(noise).body(
         "configure",
@@ -959,8 +945,11 @@ fn a_flood_of_log_lines_is_cut() {
            (br_if $l (i32.lt_u (local.get $n) (i32.const 10000))))
          (i32.const 0)",
     );
-    // What is told is the log's; here only that it does not cost the plugin its place.
+    // It does not cost the plugin its place.
     Host::new().swap(&floods).unwrap();
+    // Ten in a second and an instance; it is configured twice.
+    let told = NOISE.load(Ordering::Relaxed);
+    assert!((10..1000).contains(&told), "{told} lines of 20,000");
 }
 
 #[test]

@@ -157,3 +157,57 @@ impl Seen {
             .saturating_add(answer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use wharf_model::policy::{Answer, Proposal, Question, Version};
+
+    use super::{By, QUEUE_LEN, Seen, Shown, window};
+
+    /// A question that carries a mebibyte of state, and its answer another.
+    fn large() -> Seen {
+        let version = |generation| Version {
+            digest: String::new(),
+            generation,
+            state_schema: 1,
+        };
+        let proposal = Proposal {
+            now: 1,
+            replica: 0,
+            old: version(1),
+            new: version(2),
+            connections: 0,
+            labels: Vec::new(),
+        };
+        let state = vec![7; 1 << 20];
+        Seen {
+            answer: Answer::Transform(Ok(state.clone())),
+            question: Question::Transform(proposal, state),
+            by: By::BuiltIn,
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_watcher_is_bounded_in_bytes_too() {
+        let (mut watcher, window) = window(4096);
+        for _ in 0..20 {
+            assert!(watcher.show(large));
+        }
+        let seen = || -> Vec<Shown> {
+            let next = || window.next(Duration::ZERO);
+            std::iter::from_fn(next).collect()
+        };
+        assert_eq!(seen().len(), QUEUE_LEN / (2 << 20));
+        assert!(watcher.show(large));
+        let after = seen();
+        assert!(
+            matches!(after[..], [Shown::LeftOut(16), Shown::Seen(_)]),
+            "what was read makes room"
+        );
+        drop(window);
+        assert!(!watcher.is_watched() && !watcher.show(large));
+    }
+}
