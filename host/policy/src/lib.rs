@@ -5,7 +5,8 @@
 //! host asks: it has a plugin or none, changes it between two questions, and always
 //! answers.
 //!
-//! The only crate that knows Wasm. It must never know KVM, guests, the control
+//! The only crate that runs Wasm; what `wharf build` does to make components of modules
+//! is the edge's. It must never know KVM, guests, the control
 //! socket or the configuration file; what is sensible to answer is decided in
 //! [`wharf_model::policy`].
 
