@@ -14,7 +14,7 @@ ci:
 
 # Ratios, taken in one run
 bench:
-    cargo bench --bench single --bench cell
+    cargo bench --bench single --bench cell --bench policy --bench block
 
 # Formatting of everything
 fmt:

@@ -3,7 +3,6 @@
 //! Its file, socket and standard error are in the directory, and it ends with the
 //! value, however the test does.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::{Map, Value};
 
 use crate::command::{Printed, output, root, wharf};
 
@@ -30,20 +30,9 @@ pub struct Host {
     child: Option<Child>,
 }
 
-/// A value in a JSON object that holds no further ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
-    /// `null`.
-    Null,
-    /// A string.
-    Text(String),
-    /// `true`, `false` or a number, as it was written.
-    Bare(String),
-}
-
-/// A JSON object that holds no further ones: a line of `wharf ps` or an event.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Object(pub BTreeMap<String, Value>);
+/// A JSON object: a line of `wharf ps` or an event.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Object(pub Map<String, Value>);
 
 impl Host {
     /// A host that does not run yet, with this file.
@@ -370,10 +359,7 @@ impl Object {
     /// A string; empty when it is null or missing.
     #[must_use]
     pub fn text(&self, key: &str) -> &str {
-        match self.0.get(key) {
-            Some(Value::Text(text)) => text,
-            _ => "",
-        }
+        self.0.get(key).and_then(Value::as_str).unwrap_or_default()
     }
 
     /// A number.
@@ -383,10 +369,7 @@ impl Object {
     /// When it is none.
     #[must_use]
     pub fn number(&self, key: &str) -> u64 {
-        let number = match self.0.get(key) {
-            Some(Value::Bare(text)) => text.parse().ok(),
-            _ => None,
-        };
+        let number = self.0.get(key).and_then(Value::as_u64);
         number.unwrap_or_else(|| panic!("{key} is no number in {self:?}"))
     }
 
@@ -397,10 +380,7 @@ impl Object {
     /// When it is none.
     #[must_use]
     pub fn float(&self, key: &str) -> f64 {
-        let number = match self.0.get(key) {
-            Some(Value::Bare(text)) => text.parse().ok(),
-            _ => None,
-        };
+        let number = self.0.get(key).and_then(Value::as_f64);
         number.unwrap_or_else(|| panic!("{key} is no number in {self:?}"))
     }
 
@@ -456,71 +436,23 @@ pub fn poll<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
     }
 }
 
-/// Reads objects that hold no further ones, in an array or one behind the other.
+/// Reads objects, in an array or one behind the other.
 ///
 /// # Panics
 ///
 /// When they are none.
 #[must_use]
 pub fn objects(json: &str) -> Vec<Object> {
-    let mut rest = json;
-    let mut objects = Vec::new();
-    let mut object = Object::default();
-    let mut key = None;
-    loop {
-        rest = rest.trim_start_matches([' ', '\n', '\t', '\r', ',', ':', '[', ']', '{']);
-        let value = if let Some(quoted) = rest.strip_prefix('"') {
-            let (text, behind) = text(quoted);
-            rest = behind;
-            let Some(key) = key.take() else {
-                key = Some(text);
-                continue;
-            };
-            (key, Value::Text(text))
-        } else if let Some(behind) = rest.strip_prefix('}') {
-            rest = behind;
-            objects.push(std::mem::take(&mut object));
-            continue;
-        } else {
-            let end = rest.find([',', '}', '\n', ' ']).unwrap_or(rest.len());
-            let (bare, behind) = rest.split_at(end);
-            rest = behind;
-            let Some(key) = key.take() else {
-                assert!(bare.is_empty() && rest.is_empty(), "no JSON: {json}");
-                return objects;
-            };
-            match bare {
-                "null" => (key, Value::Null),
-                bare => (key, Value::Bare(bare.to_owned())),
-            }
-        };
-        object.0.insert(value.0, value.1);
-    }
-}
-
-/// A string up to its closing quote, and what is behind that.
-fn text(quoted: &str) -> (String, &str) {
-    let mut text = String::new();
-    let mut chars = quoted.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            '"' => break,
-            '\\' => match chars.next() {
-                Some('n') => text.push('\n'),
-                Some('t') => text.push('\t'),
-                Some('r') => text.push('\r'),
-                Some('u') => {
-                    let code: String = chars.by_ref().take(4).collect();
-                    let code = u32::from_str_radix(&code, 16).unwrap_or(0xfffd);
-                    text.push(char::from_u32(code).unwrap_or('\u{fffd}'));
-                }
-                Some(c) => text.push(c),
-                None => break,
-            },
-            c => text.push(c),
-        }
-    }
-    (text, chars.as_str())
+    let values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+    let values = values.flat_map(|value| match value.expect(json) {
+        Value::Array(values) => values,
+        value => vec![value],
+    });
+    let object = |value| match value {
+        Value::Object(object) => Object(object),
+        other => panic!("{other} is no object in {json}"),
+    };
+    values.map(object).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! answered: never the host harmed, nor a byte outside its own memory touched.
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, ecx, qword_ptr, rax, rdi, rsi};
+use iced_x86::code_asm::{CodeAssembler, dword_ptr, ecx, qword_ptr, rax, rdi, rsi};
 use wharf_abi::device::{
     DeviceSetup, FEATURE_EVENT_IDX, FEATURE_VERSION_1, QUEUES_MAX, QueueSetup, STATUS_DRIVER_OK,
 };
@@ -628,7 +628,7 @@ fn a_set_up_that_changes_after_it_was_checked_changes_nothing() {
         }
         // The same request once more.
         a.mov(rdi, AVAILABLE)?;
-        a.mov(iced_x86::code_asm::dword_ptr(rdi), 2 << 16)?;
+        a.mov(dword_ptr(rdi), 2 << 16)?;
         note(a, 1, Hypercall::Kick, kick_target(0, 0), 0)?;
         exit(a, 0)
     });
@@ -723,6 +723,51 @@ fn one_look_does_a_bounded_amount() {
     assert_eq!(looks(most / 2), (4, vec![0]));
     // Beyond the most of one request nothing is done at all.
     assert_eq!(looks(most + 512), (8, vec![1]));
+}
+
+/// Flushes, discards and writes that last each wait for a file system, for as long
+/// as that likes: a ring full of them is done one a look, and other guests run between.
+#[test]
+fn one_look_waits_for_the_medium_once() {
+    let Some(kvm) = kvm() else { return };
+    const DISCARD: u64 = 1 << 13;
+    let flush = vec![(HEADER, 16, NEXT, 1), (STATUS, 1, WRITE, 0)];
+    let data = vec![
+        (HEADER, 16, NEXT, 1),
+        (DATA, 512, NEXT, 2),
+        (STATUS, 1, WRITE, 0),
+    ];
+    // One sector, the second.
+    let segment = vec![
+        (HEADER, 16, NEXT, 1),
+        (SETUP + 0x800, 16, NEXT, 2),
+        (STATUS, 1, WRITE, 0),
+    ];
+    for (what, kind, features, descriptors, served) in [
+        ("flushes", 4, FLUSH, &flush, 1),
+        ("writes that last", 1, 0, &data, 1),
+        ("writes", 1, FLUSH, &data, 8),
+        ("discards", 11, DISCARD | FLUSH, &segment, 1),
+    ] {
+        let disk = TestDisk::new(DISK_LEN, 3);
+        let mut rings = Rings::good();
+        rings.setup.features = FEATURE_VERSION_1 | FEATURE_EVENT_IDX | features;
+        rings.header.0 = kind;
+        rings.descriptors = descriptors.clone();
+        rings.available = (8, vec![0; 8]);
+        let run = start(&kvm, &rings, &disk, |a| {
+            set_up(a)?;
+            // The segment of a discard, where the set-up needs nothing.
+            a.mov(rdi, SETUP + 0x800)?;
+            a.mov(dword_ptr(rdi), 1)?;
+            a.mov(dword_ptr(rdi + 8), 1)?;
+            call(a, Hypercall::Wait, 0, 0)?;
+            exit(a, 0)
+        });
+        assert_eq!(run.end, End::Exited(0), "{what}");
+        assert_eq!(used_index(&run), served, "{what}");
+        assert_eq!(memory(&run, STATUS, 1), [0], "{what}");
+    }
 }
 
 /// Writes whatever bytes into rings and set-up and has the host look.

@@ -3,6 +3,7 @@
 //! and whoever was there before decides.
 
 use std::path::Path;
+use std::process::Stdio;
 
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, kvm};
@@ -274,4 +275,39 @@ fn what_is_refused_does_not_disturb() {
     assert_eq!(status, 404);
     let (status, body) = host.post("/v1/policies/scheduler/rollback", "");
     assert_eq!(status, 409, "{body}");
+}
+
+/// Nobody asks the upgrader here, so that the shadow would wait for a minute.
+#[test]
+fn a_shadow_ends_with_the_client_that_wants_it() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let host = host(directory.path());
+    let path = directory.path().join("plugin.wasm");
+    PluginWat::new("upgrader").write(&path);
+    let path = path.to_str().unwrap();
+    let pid = host.pid().unwrap();
+    let changes = || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let name = |it: std::fs::DirEntry| std::fs::read_to_string(it.path().join("comm")).ok();
+        threads
+            .filter_map(|it| name(it.ok()?))
+            .filter(|name| name == "policy change\n")
+            .count()
+    };
+    // Threads that compile are called after the one that wanted something compiled
+    // first, and stay.
+    let _ = host.ask(&["policy", "swap", "upgrader", "--dry-run", path]);
+    let before = host.until("it has been tried", || {
+        let count = changes();
+        (count == changes()).then_some(count)
+    });
+    let mut swap = host.command(&["policy", "swap", "upgrader", "--shadow", "1", path]);
+    let mut client = swap.stderr(Stdio::null()).spawn().unwrap();
+    host.until("it is tried", || (changes() > before).then_some(()));
+    client.kill().unwrap();
+    client.wait().unwrap();
+    host.until("it is given up", || (changes() <= before).then_some(()));
+    let slots = wharf_tests::host::objects(&host.ask(&["policy", "ls", "--json"]));
+    assert!(slots.iter().all(|slot| slot.state() == "built-in"));
 }

@@ -6,7 +6,6 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
@@ -244,14 +243,8 @@ fn a_host_that_nobody_listens_to_goes_on_and_ends() {
         // It talks of every one of these.
         host.until_task("bad.0", |task| task.number("restarts") >= 3);
         host.until_task("good.0", |task| task.state() == "waiting");
-        let start = Instant::now();
         host.signal(Signal::SIGTERM);
         assert_eq!(poll(|| status(&mut child)), Some(0));
-        assert!(
-            start.elapsed() < Duration::from_secs(5),
-            "{:?}",
-            start.elapsed()
-        );
         drop(reading);
     }
 }

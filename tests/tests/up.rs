@@ -17,7 +17,7 @@ use wharf_abi::{Hypercall, Interest};
 use wharf_tests::command::{app, output, wharf};
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, exit, kvm};
-use wharf_tests::host::{Host, Object, Value, objects, poll, status};
+use wharf_tests::host::{Host, Object, PATIENCE, objects, poll, status};
 
 const DATA: u64 = 0x50_0000;
 
@@ -199,14 +199,10 @@ fn top_without_a_terminal_prints_a_table_and_ends() {
     );
     assert!(!table.contains('\x1b'));
     let usages = objects(&host.ask(&["top", "--json"]));
-    let cpu = |usage: &Object| match &usage.0["cpu_percent"] {
-        Value::Bare(number) => number.parse::<f64>().unwrap(),
-        other => panic!("{other:?}"),
-    };
-    assert!(
-        cpu(&usages[0]) > 20.0 && cpu(&usages[1]) < 5.0,
-        "{usages:?}"
-    );
+    let cpu = |usage: &Object| usage.float("cpu_percent");
+    // How much it gets is up to the machine.
+    assert!(cpu(&usages[0]) > 0.0, "{usages:?}");
+    assert!(cpu(&usages[1]) < cpu(&usages[0]) / 4.0, "{usages:?}");
 }
 
 #[test]
@@ -255,7 +251,7 @@ fn a_guest_that_is_told_to_stop_has_its_time_and_no_more() {
     assert_eq!(host.ask(&["stop", "deaf"]), "deaf.0 stopped\n");
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(300), "{took:?}");
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < PATIENCE, "{took:?}");
     assert_eq!(host.ask(&["logs", "deaf"]), "told\n");
     let deaf = host.task("deaf.0");
     assert_eq!(deaf.optional("exit_status"), Some(143), "{deaf:?}");
@@ -601,8 +597,10 @@ fn work_moves_to_a_worker_that_has_none_and_goes_on() {
     });
     assert_eq!(moved.text("detail"), format!("to worker {}", worker(alone)));
     let replica = moved.text("task");
-    let there = host.task(replica);
-    assert_eq!((there.state(), worker(&there)), ("running", worker(alone)));
+    // It is not running all the time, and may be on its way when the event is there.
+    let there = host.until_task(replica, |task| {
+        task.state() == "running" && task.optional("worker") == Some(worker(alone))
+    });
     assert_eq!(there.number("generation"), 1, "it is the same");
     let before = busy.iter().find(|task| task.replica() == replica).unwrap();
     assert!(there.number("run_ns") > before.number("run_ns"));

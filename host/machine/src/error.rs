@@ -28,6 +28,11 @@ pub enum Error {
     /// KVM lacks something that every guest needs.
     #[error("this KVM lacks {0} (try `wharf doctor`)")]
     Missing(&'static str),
+    /// A guest's TSC cannot be made the host's.
+    #[error(
+        "this KVM does not take KVM_VCPU_TSC_OFFSET, which came with Linux 5.16 (try `wharf doctor`)"
+    )]
+    TscOffset(#[source] io::Error),
     /// The image, its arguments and the memory do not go together.
     #[error(transparent)]
     Layout(#[from] LayoutError),

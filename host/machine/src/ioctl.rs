@@ -62,7 +62,8 @@ pub(crate) fn zero_tsc_offset(vcpu: &VcpuFd) -> io::Result<()> {
         flags: 0,
         group: KVM_VCPU_TSC_CTRL,
         attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: u64::try_from((&raw const offset).addr()).unwrap_or(0),
+        // The kernel reads behind it: an address alone would not say so.
+        addr: u64::try_from((&raw const offset).expose_provenance()).unwrap_or(0),
     };
     // SAFETY: the kernel reads eight bytes at `addr`, which is the address of
     // `offset`, alive until after the call; it writes nothing.

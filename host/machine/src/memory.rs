@@ -137,7 +137,8 @@ impl GuestMemory {
 
         let memory = Self {
             memory,
-            host_addr: u64::try_from(base.addr()).map_err(|_| too_large())?,
+            // KVM and madvise get it as a number and work on what is behind.
+            host_addr: u64::try_from(base.expose_provenance()).map_err(|_| too_large())?,
             len,
             _reservation: reservation,
         };

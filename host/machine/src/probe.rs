@@ -87,12 +87,6 @@ pub fn probe() -> Result<Probe, Error> {
             false,
             has(Cap::Xsave),
         ),
-        capability(
-            "KVM_CAP_IOEVENTFD",
-            "device queues, which are to come",
-            false,
-            has(Cap::Ioeventfd),
-        ),
     ];
     Ok(Probe {
         api_version: kvm.get_api_version(),

@@ -51,8 +51,7 @@ impl Vcpu {
         ioctl::unblock_signals_in_guest(&fd)
             .map_err(|e| Error::kvm("set the signal mask")(kvm_ioctls::Error::from(e)))?;
         // Without it guest and host would mean different times by one deadline.
-        ioctl::zero_tsc_offset(&fd)
-            .map_err(|_| Error::Missing("KVM_VCPU_TSC_OFFSET, which came with Linux 5.16"))?;
+        ioctl::zero_tsc_offset(&fd).map_err(Error::TscOffset)?;
 
         let mut sregs = fd
             .get_sregs()

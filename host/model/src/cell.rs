@@ -269,7 +269,7 @@ impl Cell {
             Event::Stop(replica) => self.tell(replica, Wish::End, &mut actions),
             Event::Restart(replica) => self.tell(replica, Wish::Again, &mut actions),
             Event::Down if self.going_down => self.kill_all(&mut actions),
-            Event::Down => self.going_down = true,
+            Event::Down => self.go_down(),
             Event::Tick => self.tick(now, &mut actions),
         }
         if self.going_down {
@@ -409,8 +409,18 @@ impl Cell {
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         for replica in 0..self.slots.len() {
             let due = matches!(self.state(replica), State::BackingOff { until } if until <= now);
-            if due && !self.going_down {
+            if due {
                 self.boot_again(replica, actions);
+            }
+        }
+    }
+
+    /// From now on nothing is started, so nothing waits for that either.
+    fn go_down(&mut self) {
+        self.going_down = true;
+        for slot in &mut self.slots {
+            if matches!(slot.state, State::BackingOff { .. }) {
+                slot.state = State::Down;
             }
         }
     }
@@ -426,12 +436,7 @@ impl Cell {
             .map(|slot| slot.replica.task)
             .max();
         match last {
-            None => {
-                for slot in &mut self.slots {
-                    slot.state = State::Down;
-                }
-                actions.push(Action::Finished);
-            }
+            None => actions.push(Action::Finished),
             Some(task) => {
                 for replica in 0..self.slots.len() {
                     if self

@@ -22,7 +22,7 @@ pub(crate) const MEMORY_LEN: usize = 16 << 20;
 pub(crate) const TABLE_LEN: usize = 10_000;
 
 /// Instances that may live at once: three slots with one in force, its predecessor,
-/// a candidate, a rehearsal of that and a shadow, and a few that are being dropped.
+/// three candidates and one that comes back, and a few that are being dropped.
 const INSTANCES: u32 = 24;
 
 /// Core instances in one component. Rust and C make 4 at most; Python makes more

@@ -14,8 +14,9 @@ use crate::sandbox::{Sandbox, TimeOut, tick};
 /// How long `describe` and `configure` may take. Nobody waits for them.
 const SET_UP_TIME: Duration = Duration::from_secs(1);
 
-/// How long `save` and `restore` may take: all callers of the slot wait.
-const STATE_TIME: Duration = Duration::from_millis(20);
+/// How long `save` and `restore` may take when a plugin is put in: all callers of the
+/// slot wait, once.
+pub(crate) const STATE_TIME: Duration = Duration::from_millis(20);
 
 /// Why a plugin did not do what it was called for.
 #[derive(Debug, thiserror::Error)]
@@ -181,15 +182,20 @@ impl Instance {
     ///
     /// When it fails, or saves more than a mebibyte.
     pub fn save(&mut self) -> Result<Option<State>, Fault> {
+        self.save_within(STATE_TIME)
+    }
+
+    /// The same, in a time of the caller's.
+    pub(crate) fn save_within(&mut self, limit: Duration) -> Result<Option<State>, Fault> {
         let schema = self.plugin.identity.state_schema;
         if schema == 0 {
             return Ok(None);
         }
-        let _calling = allow(&self.engine, &mut self.store, STATE_TIME);
+        let _calling = allow(&self.engine, &mut self.store, limit);
         let bytes = self
             .lifecycle
             .call_save(&mut self.store)
-            .map_err(|e| fault_of("save", STATE_TIME, &e))?;
+            .map_err(|e| fault_of("save", limit, &e))?;
         if bytes.len() > STATE_LEN {
             return Err(Fault::TooMuchState(bytes.len()));
         }

@@ -5,7 +5,8 @@
 //! host asks: it has a plugin or none, changes it between two questions, and always
 //! answers.
 //!
-//! The only crate that knows Wasm. It must never know KVM, guests, the control
+//! The only crate that runs Wasm; what `wharf build` does to make components of modules
+//! is the edge's. It must never know KVM, guests, the control
 //! socket or the configuration file; what is sensible to answer is decided in
 //! [`wharf_model::policy`].
 
@@ -45,8 +46,8 @@ pub use notice::{Notice, NoticeKind};
 pub use plugin::{Identity, Plugin, Refusal, Surface};
 pub use seen::{By, Seen};
 pub use slot::{
-    Difference, OnFault, Rehearsal, RollbackRefusal, RolledBack, Shadowed, Slot, SlotConfig,
-    SlotStatus, StateMoved, SwapOptions, SwapRefusal, Swapped,
+    Difference, NothingThere, OnFault, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
+    Slot, SlotConfig, SlotStatus, StateMoved, SwapOptions, SwapRefusal, Swapped,
 };
 pub use slots::{OpenError, Slots};
 pub use stats::{BUCKETS_NS, CallTimes};

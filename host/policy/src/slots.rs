@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use wharf_model::policy::SlotName;
 
 use crate::engine::{Engine, EngineError};
@@ -41,7 +41,6 @@ pub struct Slots {
 /// The engine is made when the first plugin is opened, and the keeper with it.
 enum EngineState {
     None(Receiver<Chore>, Tell),
-    Making,
     Some(Engine),
 }
 
@@ -100,29 +99,27 @@ impl Slots {
 
     fn engine(self: &Arc<Self>) -> Result<Engine, EngineError> {
         let mut state = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, EngineState::Making) {
-            EngineState::Some(engine) => {
-                *state = EngineState::Some(engine.clone());
-                Ok(engine)
-            }
-            EngineState::None(chores, tell) => match Engine::new(self.cache.as_deref()) {
-                Ok(engine) => {
-                    let slots = Arc::downgrade(self);
-                    std::thread::Builder::new()
-                        .name("policy keeper".to_owned())
-                        .spawn(move || keep(&slots, &chores, &tell))
-                        .map_err(EngineError::Thread)?;
-                    *state = EngineState::Some(engine.clone());
-                    Ok(engine)
-                }
-                Err(error) => {
-                    *state = EngineState::None(chores, tell);
-                    Err(error)
-                }
-            },
-            // A keeper could not be started: neither now.
-            EngineState::Making => Err(EngineError::Thread(std::io::ErrorKind::OutOfMemory.into())),
+        if let EngineState::Some(engine) = &*state {
+            return Ok(engine.clone());
         }
+        let engine = Engine::new(self.cache.as_deref())?;
+        let slots = Arc::downgrade(self);
+        // What the keeper works with is given to it when it is there: what was moved
+        // into a thread that could not be made would be gone.
+        let (give, given) = bounded(1);
+        std::thread::Builder::new()
+            .name("policy keeper".to_owned())
+            .spawn(move || {
+                if let Ok((chores, tell)) = given.recv() {
+                    keep(&slots, &chores, &tell);
+                }
+            })
+            .map_err(EngineError::Thread)?;
+        let before = std::mem::replace(&mut *state, EngineState::Some(engine.clone()));
+        if let EngineState::None(chores, tell) = before {
+            let _ = give.send((chores, tell));
+        }
+        Ok(engine)
     }
 }
 

@@ -8,13 +8,12 @@ use std::io::{self, BufRead, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
 use serde::{Deserialize, Serialize};
 use wharf_model::policy::{SlotName, check};
 
 use crate::instance::{Fault, Instance, Setup, State};
 use crate::plugin::Plugin;
-use crate::seen::{Seen, Shown, Watcher};
+use crate::seen::{Seen, Shown, Window, window};
 use crate::slot::{Difference, Slot};
 
 /// Number of the format of traces.
@@ -75,7 +74,7 @@ pub struct TracedPlugin {
 pub struct Trace {
     /// Its first line.
     pub header: TraceHeader,
-    shown: Receiver<Shown>,
+    window: Window,
 }
 
 /// What came of asking another plugin again.
@@ -165,8 +164,8 @@ impl Trace {
     /// Begins to trace a slot.
     #[must_use]
     pub fn start(slot: &Slot) -> Self {
-        let (show, shown) = bounded(QUEUE);
-        let installed = slot.watch(Watcher::new(show));
+        let (watcher, window) = window(QUEUE);
+        let installed = slot.watch(watcher);
         let plugin = installed.as_ref().map(|it| TracedPlugin {
             name: it.plugin.identity.name.clone(),
             version: it.plugin.identity.version.clone(),
@@ -180,13 +179,13 @@ impl Trace {
             plugin,
             setup,
         };
-        Self { header, shown }
+        Self { header, window }
     }
 
     /// The next line; none when there is none for so long.
     #[must_use]
     pub fn next(&self, patience: Duration) -> Option<TraceLine> {
-        match self.shown.recv_timeout(patience).ok()? {
+        match self.window.next(patience)? {
             Shown::Seen(seen) => Some(TraceLine::Seen(seen)),
             Shown::LeftOut(count) => Some(TraceLine::LeftOut(count)),
         }

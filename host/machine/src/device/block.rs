@@ -5,7 +5,7 @@ use std::io;
 
 use super::chain::Chain;
 use super::user::UserMemory;
-use super::{Broken, Terms};
+use super::{BYTES_AT_ONCE, Broken, Terms};
 use crate::transfer::Buffers;
 
 /// Bytes of a sector, in which the protocol counts.
@@ -21,6 +21,11 @@ const SEG_MAX: u32 = 4;
 
 /// Most sectors of one discard, 4 GiB.
 const DISCARD_MAX: u32 = 1 << 23;
+
+/// What a request costs that waits for the medium or has a file system at work: a
+/// whole look, since nobody knows how long that takes. So a worker waits for one of
+/// them before other guests have their turn, and not for a ring full.
+const UNBOUNDED: u64 = BYTES_AT_ONCE;
 
 const QUEUE_SIZE: u16 = 256;
 const HEADER_LEN: u64 = 16;
@@ -126,7 +131,7 @@ pub(super) fn terms(disk: &dyn Disk) -> Terms {
 }
 
 /// Does one request; returns what was written of the guest's memory and how much
-/// work it was, both in bytes.
+/// work it was, both in bytes: what was moved, or [`UNBOUNDED`].
 pub(super) fn serve(
     disk: &mut dyn Disk,
     accepted: u64,
@@ -163,6 +168,7 @@ pub(super) fn serve(
                 let done = disk.write(at, &chain.readable(user, HEADER_LEN, data)?);
                 // Who cannot flush is promised that every write lasts.
                 if accepted & FEATURE_FLUSH == 0 {
+                    moved = UNBOUNDED;
                     done.and_then(|()| disk.flush())
                 } else {
                     done
@@ -170,7 +176,10 @@ pub(super) fn serve(
             }
             Err(error) => Err(error),
         },
-        TYPE_FLUSH => disk.flush(),
+        TYPE_FLUSH => {
+            moved = UNBOUNDED;
+            disk.flush()
+        }
         TYPE_GET_ID => {
             let mut id = disk.id().as_bytes().to_vec();
             id.resize(20, 0);
@@ -184,6 +193,7 @@ pub(super) fn serve(
                 .readable(user, HEADER_LEN, data)?
                 .copy_out(&mut segment);
             if data == DISCARD_SEGMENT_LEN && len == segment.len() {
+                moved = UNBOUNDED;
                 discard(disk, segment)
             } else {
                 Err(io::ErrorKind::InvalidInput.into())

@@ -260,6 +260,26 @@ fn a_cell_without_life_is_over_as_soon_as_it_goes_down() {
 }
 
 #[test]
+fn a_task_that_backs_off_is_down_as_soon_as_the_cell_goes_down() {
+    let mut cell = Cell::new(
+        1,
+        &[replica(0, Restart::Always), replica(1, Restart::Always)],
+    );
+    cell.handle(ms(0), Event::Start);
+    cell.handle(ms(0), Event::Booted(key(0, 1)));
+    cell.handle(ms(0), Event::Booted(key(1, 1)));
+    cell.handle(ms(1), Event::Ended(key(0, 1), FAILED));
+    let stop = Action::Stop {
+        key: key(1, 1),
+        worker: 0,
+    };
+    assert_eq!(cell.handle(ms(2), Event::Down), [stop], "the last lives");
+    assert_eq!((cell.state(0), cell.alarm()), (State::Down, None));
+    let ended = Event::Ended(key(1, 1), Outcome::Stopped(Stop::Terminate));
+    assert_eq!(cell.handle(ms(3), ended), [Action::Finished]);
+}
+
+#[test]
 fn guests_go_to_the_worker_whose_guests_weigh_least() {
     let weigh = |weight| Replica {
         task: 0,
@@ -315,7 +335,8 @@ fn any_event() -> impl Strategy<Value = Event> {
 
 proptest! {
     /// Whatever happens, no replica has two generations alive, none is booted
-    /// while it lives, and going down ends.
+    /// while it lives, going down ends, and no alarm is of the past after a tick: who
+    /// ticks when it says so would do nothing else.
     #[test]
     fn no_replica_ever_lives_twice(
         events in proptest::collection::vec((0_u64..40_000, any_event()), 0..200),
@@ -344,8 +365,14 @@ proptest! {
             }
             let actions = cell.handle(ms(now), event);
             boots(&actions, &mut alive);
+            if event == Event::Tick {
+                assert!(cell.alarm().is_none_or(|alarm| alarm > ms(now)), "an alarm that stays");
+            }
         }
         let mut finished = cell.handle(ms(now), Event::Down).contains(&Action::Finished);
+        now += 60_000;
+        cell.handle(ms(now), Event::Tick);
+        assert_eq!(cell.alarm(), None, "nothing is started any more");
         for (replica, generation) in alive {
             let ended = Event::Ended(key(replica, generation), Outcome::Stopped(Stop::Terminate));
             finished |= cell.handle(ms(now), ended).contains(&Action::Finished);

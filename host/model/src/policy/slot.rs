@@ -110,6 +110,8 @@ pub struct Slot {
     quarantines: u32,
     /// When the pause is over; none while a retry is under way.
     retry_at: Option<Instant>,
+    /// Its probation is over but for an answer: no time ends that.
+    unasked: bool,
 }
 
 impl Default for Slot {
@@ -121,6 +123,7 @@ impl Default for Slot {
             strikes: Vec::new(),
             quarantines: 0,
             retry_at: None,
+            unasked: false,
         }
     }
 }
@@ -151,9 +154,11 @@ impl Slot {
                 self.enter(now, State::BuiltIn);
                 Action::None
             }
-            (Event::Tick { answers }, State::Probation)
-                if answers > 0 && now.since(self.since) >= PROBATION =>
-            {
+            (Event::Tick { answers }, State::Probation) if now.since(self.since) >= PROBATION => {
+                if answers == 0 {
+                    self.unasked = true;
+                    return Action::None;
+                }
                 self.enter(now, State::Active);
                 Action::Confirm
             }
@@ -177,10 +182,13 @@ impl Slot {
     }
 
     /// When time may change something; it has to be told by then, by a
-    /// [tick](Event::Tick).
+    /// [tick](Event::Tick). After a tick that came to nothing this is later than it.
+    /// None for a plugin whose probation only an answer can end: it is confirmed by
+    /// whichever tick follows that.
     #[must_use]
     pub fn alarm(&self) -> Option<Instant> {
         match self.state {
+            State::Probation if self.unasked => None,
             State::Probation => Some(self.since.after(PROBATION)),
             State::Quarantined => self.retry_at,
             State::BuiltIn | State::Active => None,
@@ -223,6 +231,7 @@ impl Slot {
         self.predecessor = false;
         self.strikes.clear();
         self.retry_at = None;
+        self.unasked = false;
     }
 }
 

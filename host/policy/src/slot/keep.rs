@@ -8,7 +8,7 @@ use wharf_model::policy::slot::{Action, Event, State as Standing};
 
 use super::{Failure, Inner, Installed, Slot};
 use crate::clock::now;
-use crate::instance::{Fault, Instance};
+use crate::instance::{Fault, Instance, STATE_TIME};
 use crate::notice::NoticeKind;
 
 /// How long a question may take of an instance that nobody waits for.
@@ -19,6 +19,7 @@ impl Slot {
     /// saved.
     pub(crate) fn look(&self) {
         let mut inner = self.lock();
+        self.forget_leavers(&mut inner);
         let answers = inner.asked;
         let action = inner.rules.handle(now(), Event::Tick { answers });
         let title = inner.title();
@@ -46,7 +47,9 @@ impl Slot {
         }
         let healthy = matches!(inner.rules.state(), Standing::Active | Standing::Probation);
         if healthy && inner.asked != inner.saved_at {
-            self.save(&mut inner);
+            // Callers wait each time, so it may take them no longer than a question of
+            // their own could.
+            self.save(&mut inner, self.config.deadline.min(STATE_TIME));
         }
     }
 

@@ -13,13 +13,16 @@
 //! a plugin that trapped is made anew there, and until then what is built in
 //! answers.
 
+mod change;
 mod gate;
 mod keep;
+mod places;
 mod swap;
+mod trial;
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
@@ -37,10 +40,11 @@ use crate::plugin::Plugin;
 use crate::seen::{By, Seen, Watcher};
 use crate::stats::{CallTimes, Stats};
 use gate::Gate;
+use places::Places;
 
-pub use swap::{
-    Difference, Rehearsal, RollbackRefusal, RolledBack, Shadowed, StateMoved, SwapOptions,
-    SwapRefusal, Swapped,
+pub use change::{
+    Difference, NothingThere, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
+    StateMoved, SwapOptions, SwapRefusal, Swapped,
 };
 
 /// Questions that are kept to rehearse a candidate with.
@@ -171,8 +175,8 @@ pub struct Slot {
     /// When a question is next wanted all the same.
     sample_at: AtomicU64,
     inner: Gate<Inner>,
-    /// Held through a swap, so that there is one at a time.
-    changing: Mutex<()>,
+    /// Plugins that are being tried.
+    candidates: Places,
     chores: Sender<Chore>,
 }
 
@@ -226,7 +230,7 @@ impl Slot {
                 stats: Stats::new(),
                 reason: None,
             }),
-            changing: Mutex::new(()),
+            candidates: Places::default(),
             chores,
         }
     }
@@ -269,7 +273,9 @@ impl Slot {
         };
         inner.keep(question);
         let said = failure.as_ref().map(ToString::to_string);
-        inner.show(question, &answer, by, said.as_deref());
+        if inner.show(question, &answer, by, said.as_deref()) {
+            self.set_watched(&inner);
+        }
         if let Some(failure) = failure {
             self.struck(&mut inner, &failure);
         }
@@ -325,7 +331,7 @@ impl Slot {
             }
         }
         inner.watchers.push(watcher);
-        self.set_watched(&inner);
+        self.forget_leavers(&mut inner);
         inner.installed.clone()
     }
 
@@ -425,6 +431,12 @@ impl Slot {
         let _ = self.chores.send(Chore::Look);
     }
 
+    /// Lets go of watchers that nobody is behind any more, also when nothing is asked.
+    fn forget_leavers(&self, inner: &mut Inner) {
+        inner.watchers.retain(Watcher::is_watched);
+        self.set_watched(inner);
+    }
+
     fn set_watched(&self, inner: &Inner) {
         let has_plugin = inner.installed.is_some();
         let watched = has_plugin || !inner.watchers.is_empty();
@@ -475,9 +487,17 @@ impl Inner {
         self.recent.push_back(kept);
     }
 
-    fn show(&mut self, question: &Question, answer: &Answer, by: By, failure: Option<&str>) {
-        if self.watchers.is_empty() {
-            return;
+    /// Shows what was asked and answered; says whether somebody watches no more.
+    fn show(
+        &mut self,
+        question: &Question,
+        answer: &Answer,
+        by: By,
+        failure: Option<&str>,
+    ) -> bool {
+        let before = self.watchers.len();
+        if before == 0 {
+            return false;
         }
         let seen = || Seen {
             question: question.clone(),
@@ -486,6 +506,7 @@ impl Inner {
             failure: failure.map(str::to_owned),
         };
         self.watchers.retain_mut(|watcher| watcher.show(seen));
+        self.watchers.len() != before
     }
 
     /// Puts an instance into the seat.
@@ -497,8 +518,11 @@ impl Inner {
     }
 
     fn title(&self) -> String {
-        self.installed
-            .as_ref()
-            .map_or_else(|| "built-in".to_owned(), |it| it.plugin.title())
+        title(self.installed.as_ref())
     }
+}
+
+/// What is in force, as operators are told of it.
+fn title(installed: Option<&Installed>) -> String {
+    installed.map_or_else(|| "built-in".to_owned(), |it| it.plugin.title())
 }

@@ -6,200 +6,25 @@
 //! ```
 //!
 //! Until the cut nothing has changed: whatever fails before it leaves the slot as
-//! it was.
+//! it was. Nor does anything wait for it: other changes go on beside, of which the
+//! first to be cut is made, and the others are refused, since what they were tried
+//! beside is gone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
-use wharf_model::policy::rehearsal;
 use wharf_model::policy::slot::{Event, State as Standing};
-use wharf_model::policy::{Answer, Question, SlotName, check};
 
-use super::{Failure, Inner, Installed, Predecessor, Previous, Slot};
+use super::change::{
+    CANDIDATES, NothingThere, Removed, RollbackRefusal, RolledBack, StateMoved, SwapOptions,
+    SwapRefusal, Swapped,
+};
+use super::trial::{refused, warm};
+use super::{Failure, Inner, Installed, Predecessor, Previous, Slot, title};
 use crate::clock::now;
-use crate::instance::{Fault, Instance, Setup, State};
+use crate::instance::{Instance, STATE_TIME, Setup, State};
 use crate::notice::NoticeKind;
 use crate::plugin::Plugin;
-use crate::seen::{Shown, Watcher};
-
-/// Questions that wait for a shadow to answer them. What does not fit is left out.
-const SHADOW_QUEUE: usize = 256;
-
-/// Differences that a shadow reports.
-const DIFFERENCES: usize = 10;
-
-/// Questions that an instance is warmed up with.
-const WARM_UP: usize = 4;
-
-/// How to swap.
-#[derive(Clone, Debug, Default)]
-pub struct SwapOptions {
-    /// What the plugin is configured with. When there is nothing, what the one
-    /// before it was configured with, if that has the same name.
-    pub settings: Option<Vec<(String, String)>>,
-    /// How many live questions it answers beside the one in force first.
-    pub shadow: u64,
-    /// How long it waits for them.
-    pub shadow_patience: Duration,
-    /// Do everything but the cut.
-    pub dry_run: bool,
-    /// Do not hand the state over.
-    pub discard_state: bool,
-}
-
-/// A plugin that was put in, or could be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Swapped {
-    /// What was in force before.
-    pub old: String,
-    /// Name and version of the plugin.
-    pub new: String,
-    /// What it was rehearsed with.
-    pub rehearsal: Rehearsal,
-    /// What it answered beside the one in force.
-    pub shadowed: Option<Shadowed>,
-    /// What became of the state.
-    pub state: StateMoved,
-    /// For how long callers had to wait; none on a dry run.
-    pub pause: Option<Duration>,
-}
-
-/// What a candidate was asked before anybody depended on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rehearsal {
-    /// Questions that had really been asked.
-    pub recorded: usize,
-    /// Made-up ones, at the edges of what can be asked.
-    pub made_up: usize,
-}
-
-/// What a candidate answered beside the plugin in force.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shadowed {
-    /// Live questions that it was asked.
-    pub asked: u64,
-    /// Those that it answered as the one in force did.
-    pub agreed: u64,
-    /// Questions that came too fast for it.
-    pub left_out: u64,
-    /// The first that it answered otherwise.
-    pub differences: Vec<Difference>,
-}
-
-/// A question that two policies answer differently.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Difference {
-    /// Which question it was, from 0.
-    pub number: u64,
-    /// The question.
-    pub question: Question,
-    /// What was answered.
-    pub was: Answer,
-    /// What the other says.
-    pub would: Answer,
-}
-
-/// What became of the state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StateMoved {
-    /// There was none.
-    None,
-    /// So many bytes were handed over.
-    Bytes(usize),
-    /// The plugin begins anew, for this reason.
-    Fresh(String),
-}
-
-/// Why a plugin was not put in.
-#[derive(Debug, thiserror::Error)]
-pub enum SwapRefusal {
-    /// It answers other questions.
-    #[error("{plugin} is no {slot}: it exports {fits}")]
-    NotForSlot {
-        /// The plugin.
-        plugin: String,
-        /// Where it was to go.
-        slot: SlotName,
-        /// Where it could go.
-        fits: String,
-    },
-    /// It does not read the state of the one in force.
-    #[error(
-        "{plugin} reads state of formats {oldest} to {newest}, and what is in force keeps format \
-         {found}: swap with --discard-state to begin anew"
-    )]
-    Schema {
-        /// The plugin.
-        plugin: String,
-        /// The oldest that it reads.
-        oldest: u32,
-        /// The newest that it reads.
-        newest: u32,
-        /// What there is.
-        found: u32,
-    },
-    /// It cannot be set up, or does not take the state.
-    #[error("{plugin}: {fault}")]
-    Fault {
-        /// The plugin.
-        plugin: String,
-        /// What went wrong.
-        fault: Fault,
-    },
-    /// It failed in the rehearsal.
-    #[error("{plugin} failed in rehearsal, at question {number}: {reason}")]
-    Rehearsal {
-        /// The plugin.
-        plugin: String,
-        /// Which question, from 0.
-        number: usize,
-        /// What went wrong.
-        reason: String,
-    },
-    /// It failed beside the one in force.
-    #[error("{plugin} failed as a shadow, at question {number}: {reason}")]
-    Shadow {
-        /// The plugin.
-        plugin: String,
-        /// Which question, from 0.
-        number: u64,
-        /// What went wrong.
-        reason: String,
-    },
-    /// Nobody asked.
-    #[error("only {asked} of {wanted} questions came within {} s: nothing was changed", patience.as_secs())]
-    FewQuestions {
-        /// Questions that came.
-        asked: u64,
-        /// Questions that were to come.
-        wanted: u64,
-        /// How long it was waited for them.
-        patience: Duration,
-    },
-}
-
-/// What came back.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RolledBack {
-    /// What was in force.
-    pub old: String,
-    /// What is.
-    pub new: String,
-    /// For how long callers had to wait.
-    pub pause: Duration,
-}
-
-/// Why nothing came back.
-#[derive(Debug, thiserror::Error)]
-pub enum RollbackRefusal {
-    /// There is nothing.
-    #[error("there is nothing that {0} could go back to")]
-    Nothing(SlotName),
-    /// It does not work any more.
-    #[error("cannot go back: {0}")]
-    Swap(#[from] SwapRefusal),
-}
 
 impl Slot {
     /// Puts a plugin in. Takes as long as the plugin needs to be set up and tried,
@@ -208,15 +33,17 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// When the plugin is not for this slot or fails in any of the steps; the slot
-    /// is then as it was.
+    /// When the plugin is not for this slot or fails in any of the steps, or another
+    /// was put in meanwhile; the slot is then as it was.
     pub fn swap(
         &self,
         plugin: &Arc<Plugin>,
         options: &SwapOptions,
     ) -> Result<Swapped, SwapRefusal> {
-        let _turn = self.take_turn();
         self.fit(plugin)?;
+        let Some(_place) = self.candidates.enter(CANDIDATES) else {
+            return Err(SwapRefusal::Busy(self.name));
+        };
         let present = self.present(options.discard_state);
         let setup = self.setup_for(plugin, present.as_ref(), options.settings.clone());
         let state = match &present {
@@ -234,13 +61,18 @@ impl Slot {
             setup,
             state: None,
         };
-        let old = self.lock().title();
+        let old = title(present.as_ref());
         let (state, pause) = if options.dry_run {
             let would = state.map_or(StateMoved::None, |it| StateMoved::Bytes(it.bytes.len()));
             (would, None)
         } else {
             let instance = warm(&new, state.as_deref(), &questions)?;
-            let (state, pause) = self.cut(instance, new, options.discard_state)?;
+            let cut = Cut {
+                beside: present.as_ref(),
+                discard_state: options.discard_state,
+                former: Former::Kept,
+            };
+            let (state, pause) = self.cut(instance, new, &cut)?;
             let detail = format!("in place of {old}, callers waited {} µs", pause.as_micros());
             self.tell(NoticeKind::Swapped, &plugin.title(), detail);
             self.wake_keeper();
@@ -256,21 +88,33 @@ impl Slot {
         })
     }
 
-    /// Takes the plugin out: what is built in decides again. Says what was there.
-    pub fn remove(&self) -> Option<String> {
-        let _turn = self.take_turn();
+    /// Takes the plugin out: what is built in decides again.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn remove(&self, dry_run: bool) -> Result<Removed, NothingThere> {
         let mut inner = self.lock();
-        let installed = inner.installed.take()?;
-        let title = installed.plugin.title();
-        inner.previous = Previous::Plugin(installed);
-        self.empty(&mut inner);
+        let start = Instant::now();
+        let Some(installed) = &inner.installed else {
+            return Err(NothingThere(self.name));
+        };
+        let old = installed.plugin.title();
+        if dry_run {
+            return Ok(Removed { old, pause: None });
+        }
+        inner.previous = inner
+            .installed
+            .take()
+            .map_or(Previous::Nothing, Previous::Plugin);
+        let pause = self.empty(&mut inner, start);
         drop(inner);
-        self.tell(
-            NoticeKind::Swapped,
-            "built-in",
-            format!("in place of {title}"),
-        );
-        Some(title)
+        let detail = format!("in place of {old}, callers waited {} µs", pause.as_micros());
+        self.tell(NoticeKind::Swapped, "built-in", detail);
+        Ok(Removed {
+            old,
+            pause: Some(pause),
+        })
     }
 
     /// Puts back what was there before the last swap: at once while it is kept
@@ -279,9 +123,9 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// When there is nothing, or it fails now. The slot is then as it was.
+    /// When there is nothing, it fails now, or something was put in meanwhile. The
+    /// slot is then as it was.
     pub fn rollback(&self) -> Result<RolledBack, RollbackRefusal> {
-        let _turn = self.take_turn();
         let mut inner = self.lock();
         let old = inner.title();
         if inner.predecessor.is_some() {
@@ -291,43 +135,38 @@ impl Slot {
             self.changed(&mut inner, pause);
             return Ok(self.went_back(old, inner.title(), pause));
         }
-        let previous = match std::mem::take(&mut inner.previous) {
+        let previous = match &inner.previous {
             Previous::Nothing => return Err(RollbackRefusal::Nothing(self.name)),
             Previous::BuiltIn => {
                 let start = Instant::now();
                 inner.installed = None;
-                self.empty(&mut inner);
-                let pause = start.elapsed();
+                inner.previous = Previous::Nothing;
+                let pause = self.empty(&mut inner, start);
                 return Ok(self.went_back(old, inner.title(), pause));
             }
-            Previous::Plugin(installed) => installed,
+            Previous::Plugin(installed) => installed.clone(),
         };
+        let present = inner.installed.clone();
         drop(inner);
-        let back = self.revive(&previous).and_then(|instance| {
-            let own = previous.clone();
-            self.cut(instance, own, false)
-                .or_else(|refusal| match refusal {
-                    // It does not read what its successor wrote: its own state it does.
-                    SwapRefusal::Schema { .. } | SwapRefusal::Fault { .. } => {
-                        self.cut(self.revive(&previous)?, previous.clone(), true)
-                    }
-                    other => Err(other),
-                })
-        });
-        match back {
-            Ok((_, pause)) => {
-                let mut inner = self.lock();
-                inner.previous = Previous::Nothing;
-                let new = inner.title();
-                drop(inner);
-                self.wake_keeper();
-                Ok(self.went_back(old, new, pause))
-            }
-            Err(refusal) => {
-                self.lock().previous = Previous::Plugin(previous);
-                Err(refusal.into())
-            }
-        }
+        // A place more than candidates have: going back must not wait for shadows.
+        let Some(_place) = self.candidates.enter(CANDIDATES.saturating_add(1)) else {
+            return Err(SwapRefusal::Busy(self.name).into());
+        };
+        let revived = |discard_state| {
+            let cut = Cut {
+                beside: present.as_ref(),
+                discard_state,
+                former: Former::Dropped,
+            };
+            self.cut(self.revive(&previous)?, previous.clone(), &cut)
+        };
+        let (_, pause) = revived(false).or_else(|refusal| match refusal {
+            // It does not read what its successor wrote: its own state it does.
+            SwapRefusal::Schema { .. } | SwapRefusal::Fault { .. } => revived(true),
+            other => Err(other),
+        })?;
+        self.wake_keeper();
+        Ok(self.went_back(old, previous.plugin.title(), pause))
     }
 
     fn went_back(&self, old: String, new: String, pause: Duration) -> RolledBack {
@@ -339,12 +178,6 @@ impl Slot {
     /// What the previous plugin was, with its own state.
     fn revive(&self, previous: &Installed) -> Result<Instance, SwapRefusal> {
         warm(previous, previous.state.as_deref(), &self.questions())
-    }
-
-    fn take_turn(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.changing
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn fit(&self, plugin: &Plugin) -> Result<(), SwapRefusal> {
@@ -363,7 +196,7 @@ impl Slot {
     fn present(&self, without_state: bool) -> Option<Installed> {
         let mut inner = self.lock();
         if !without_state {
-            self.save(&mut inner);
+            self.save(&mut inner, STATE_TIME);
         }
         inner.installed.clone()
     }
@@ -387,127 +220,28 @@ impl Slot {
         })
     }
 
-    /// What candidates are tried with: questions that were asked, the last last,
-    /// then made-up ones.
-    fn questions(&self) -> Questions {
-        let recorded: Vec<_> = self.lock().recent.iter().cloned().collect();
-        let replicas = u32::try_from(self.tasks.len()).unwrap_or(u32::MAX);
-        Questions {
-            made_up: rehearsal::questions(self.name, now(), replicas),
-            recorded,
-        }
-    }
-
-    /// Asks an instance that is thrown away afterwards everything there is.
-    fn rehearse(
-        &self,
-        plugin: &Arc<Plugin>,
-        setup: &Setup,
-        state: Option<&State>,
-        questions: &Questions,
-    ) -> Result<Rehearsal, SwapRefusal> {
-        let failed = |fault| refused(plugin, fault);
-        let mut trial = Instance::new(plugin).map_err(failed)?;
-        trial.configure(setup).map_err(failed)?;
-        if let Some(state) = state {
-            trial.restore(state).map_err(failed)?;
-        }
-        for (number, question) in questions.all().enumerate() {
-            ask(&mut trial, question, self.config.deadline).map_err(|failure| {
-                SwapRefusal::Rehearsal {
-                    plugin: plugin.title(),
-                    number,
-                    reason: failure.to_string(),
-                }
-            })?;
-        }
-        if let Some(saved) = trial.save().map_err(failed)? {
-            trial.restore(&saved).map_err(failed)?;
-        }
-        Ok(Rehearsal {
-            recorded: questions.recorded.len(),
-            made_up: questions.made_up.len(),
-        })
-    }
-
-    /// Lets a candidate answer live questions. It runs on this thread, so that who
-    /// asks does not wait for it.
-    fn shadow(
-        &self,
-        plugin: &Arc<Plugin>,
-        setup: &Setup,
-        wanted: u64,
-        options: &SwapOptions,
-    ) -> Result<Shadowed, SwapRefusal> {
-        let failed = |fault| refused(plugin, fault);
-        let mut candidate = Instance::new(plugin).map_err(failed)?;
-        candidate.configure(setup).map_err(failed)?;
-        let (show, shown) = bounded(SHADOW_QUEUE);
-        let present = self.watch(Watcher::new(show));
-        if let Some(present) = present
-            && !options.discard_state
-            && let Some(state) = readable(plugin, &present)?
-        {
-            candidate.restore(&state).map_err(failed)?;
-        }
-        let patience = options.shadow_patience;
-        let deadline = Instant::now().checked_add(patience);
-        let mut report = Shadowed::default();
-        while report.asked < wanted {
-            let left = deadline.map(|it| it.saturating_duration_since(Instant::now()));
-            let Ok(shown) = shown.recv_timeout(left.unwrap_or(patience)) else {
-                return Err(SwapRefusal::FewQuestions {
-                    asked: report.asked,
-                    wanted,
-                    patience,
-                });
-            };
-            let seen = match shown {
-                Shown::Seen(seen) => seen,
-                Shown::LeftOut(count) => {
-                    report.left_out = report.left_out.saturating_add(count);
-                    continue;
-                }
-            };
-            let number = report.asked;
-            let would =
-                ask(&mut candidate, &seen.question, self.config.deadline).map_err(|failure| {
-                    SwapRefusal::Shadow {
-                        plugin: plugin.title(),
-                        number,
-                        reason: failure.to_string(),
-                    }
-                })?;
-            report.asked = report.asked.saturating_add(1);
-            if would == seen.answer {
-                report.agreed = report.agreed.saturating_add(1);
-            } else if report.differences.len() < DIFFERENCES {
-                report.differences.push(Difference {
-                    number,
-                    question: seen.question,
-                    was: seen.answer,
-                    would,
-                });
-            }
-        }
-        Ok(report)
-    }
-
     /// The cut: hands the state over and assigns, while callers wait.
     fn cut(
         &self,
         mut instance: Instance,
         new: Installed,
-        discard_state: bool,
+        cut: &Cut<'_>,
     ) -> Result<(StateMoved, Duration), SwapRefusal> {
         let mut inner = self.lock();
         let start = Instant::now();
-        let state = if discard_state {
+        if !is_same(inner.installed.as_ref(), cut.beside) {
+            return Err(SwapRefusal::Changed {
+                plugin: new.plugin.title(),
+                slot: self.name,
+                now: inner.title(),
+            });
+        }
+        let state = if cut.discard_state {
             StateMoved::Fresh("as asked for".to_owned())
         } else {
             self.hand_over(&mut inner, &mut instance, &new)?
         };
-        let outdated = inner.replace(instance, new);
+        let outdated = inner.replace(instance, new, cut.former);
         let pause = start.elapsed();
         self.changed(&mut inner, pause);
         drop(inner);
@@ -523,7 +257,7 @@ impl Slot {
         instance: &mut Instance,
         new: &Installed,
     ) -> Result<StateMoved, SwapRefusal> {
-        let lost = self.save(inner);
+        let lost = self.save(inner, STATE_TIME);
         let Some(present) = &inner.installed else {
             return Ok(StateMoved::None);
         };
@@ -544,9 +278,9 @@ impl Slot {
     }
 
     /// Brings the saved state of who is in force up to date. An instance that fails
-    /// to save is out: its last state stands. Says why, then.
-    pub(super) fn save(&self, inner: &mut Inner) -> Option<String> {
-        match inner.seat.as_mut()?.save() {
+    /// to save within the limit is out: its last state stands. Says why, then.
+    pub(super) fn save(&self, inner: &mut Inner, limit: Duration) -> Option<String> {
+        match inner.seat.as_mut()?.save_within(limit) {
             Ok(state) => {
                 inner.saved_at = inner.asked;
                 if let Some(installed) = &mut inner.installed {
@@ -562,15 +296,17 @@ impl Slot {
         }
     }
 
-    /// Nothing is in force but what is built in.
-    fn empty(&self, inner: &mut Inner) {
+    /// Nothing is in force but what is built in. Says for how long callers had to wait.
+    fn empty(&self, inner: &mut Inner, start: Instant) -> Duration {
         self.unseat(inner);
         if let Some(former) = inner.predecessor.take() {
             self.discard(former.instance);
         }
         inner.turn = inner.turn.saturating_add(1);
         inner.rules.handle(now(), Event::Removed);
-        self.changed(inner, Duration::ZERO);
+        let pause = start.elapsed();
+        self.changed(inner, pause);
+        pause
     }
 
     fn changed(&self, inner: &mut Inner, pause: Duration) {
@@ -582,21 +318,29 @@ impl Slot {
     }
 }
 
-struct Questions {
-    recorded: Vec<Question>,
-    made_up: Vec<Question>,
+/// How a candidate takes its place.
+struct Cut<'a> {
+    /// What was in force when it was tried.
+    beside: Option<&'a Installed>,
+    /// Whether it begins anew.
+    discard_state: bool,
+    former: Former,
 }
 
-impl Questions {
-    fn all(&self) -> impl Iterator<Item = &Question> {
-        self.recorded.iter().chain(&self.made_up)
-    }
+/// What becomes of the plugin that was in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Former {
+    /// It can come back: by itself when its successor fails on probation, and by a
+    /// rollback.
+    Kept,
+    /// It was rolled back from, and nobody wants it back.
+    Dropped,
 }
 
 impl Inner {
-    /// Puts a plugin in, with the one before it as its predecessor. Returns what is
-    /// not needed any more.
-    fn replace(&mut self, instance: Instance, new: Installed) -> Vec<Instance> {
+    /// Puts a plugin in, with the one before it as its predecessor if that is kept.
+    /// Returns what is not needed any more.
+    fn replace(&mut self, instance: Instance, new: Installed, former: Former) -> Vec<Instance> {
         let mut outdated: Vec<_> = self
             .predecessor
             .take()
@@ -604,14 +348,17 @@ impl Inner {
             .into_iter()
             .collect();
         let old = self.installed.replace(new);
-        let before = std::mem::replace(
-            &mut self.previous,
-            old.clone().map_or(Previous::BuiltIn, Previous::Plugin),
-        );
+        let kept = former == Former::Kept;
+        let previous = match &old {
+            _ if !kept => Previous::Nothing,
+            Some(old) => Previous::Plugin(old.clone()),
+            None => Previous::BuiltIn,
+        };
+        let before = std::mem::replace(&mut self.previous, previous);
         let warm = self.seat.take();
         self.predecessor = match (warm, old) {
             // Only who was in good standing comes back by itself.
-            (Some(instance), Some(installed)) if self.rules.state() == Standing::Active => {
+            (Some(instance), Some(installed)) if kept && self.rules.state() == Standing::Active => {
                 Some(Predecessor {
                     instance,
                     installed,
@@ -630,9 +377,24 @@ impl Inner {
     }
 }
 
+/// Whether the same plugin is in force with the same settings, which is all that a
+/// trial depends on: one that was made anew meanwhile, or was out and is back, is the
+/// same.
+fn is_same(one: Option<&Installed>, other: Option<&Installed>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => {
+            Arc::ptr_eq(&one.plugin, &other.plugin) && Arc::ptr_eq(&one.setup, &other.setup)
+        }
+        (one, other) => one.is_none() && other.is_none(),
+    }
+}
+
 /// The state that a plugin takes over from the one in force: none when either keeps
 /// none, or they are of different names.
-fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<Arc<State>>, SwapRefusal> {
+pub(super) fn readable(
+    plugin: &Plugin,
+    present: &Installed,
+) -> Result<Option<Arc<State>>, SwapRefusal> {
     let (new, old) = (&plugin.identity, &present.plugin.identity);
     let Some(state) = &present.state else {
         return Ok(None);
@@ -649,43 +411,4 @@ fn readable(plugin: &Plugin, present: &Installed) -> Result<Option<Arc<State>>, 
         newest: new.state_schema,
         found: state.schema,
     })
-}
-
-/// An instance whose first real question takes no longer than the others: its pages
-/// are there and its code has run. What it then knows is `state`, or nothing.
-fn warm(
-    new: &Installed,
-    state: Option<&State>,
-    questions: &Questions,
-) -> Result<Instance, SwapRefusal> {
-    let failed = |fault| refused(&new.plugin, fault);
-    let mut instance = Instance::new(&new.plugin).map_err(failed)?;
-    instance.configure(&new.setup).map_err(failed)?;
-    let blank = instance.save().map_err(failed)?;
-    for question in questions.all().take(WARM_UP) {
-        ask(&mut instance, question, super::keep::MEND_TIME).map_err(|failure| {
-            SwapRefusal::Rehearsal {
-                plugin: new.plugin.title(),
-                number: 0,
-                reason: failure.to_string(),
-            }
-        })?;
-    }
-    if let Some(state) = state.or(blank.as_ref()) {
-        instance.restore(state).map_err(failed)?;
-    }
-    Ok(instance)
-}
-
-/// Asks an instance that nobody depends on.
-fn ask(instance: &mut Instance, question: &Question, limit: Duration) -> Result<Answer, Failure> {
-    let answer = instance.ask(question, limit)?;
-    Ok(check(question, answer)?)
-}
-
-fn refused(plugin: &Plugin, fault: Fault) -> SwapRefusal {
-    SwapRefusal::Fault {
-        plugin: plugin.title(),
-        fault,
-    }
 }

@@ -42,7 +42,7 @@ impl EventLog {
             kind,
             detail,
         };
-        log::info!(
+        let line = format!(
             "{} {:?} {}",
             event.task.as_deref().unwrap_or("cell"),
             event.kind,
@@ -54,6 +54,8 @@ impl EventLog {
         }
         drop(inner);
         self.added.notify_all();
+        // Standard error may block, on which nobody who reads events has to wait.
+        log::info!("{line}");
     }
 
     /// Waits until there is an event with a number above `seq`, but no longer than

@@ -12,7 +12,8 @@ use nix::fcntl::OFlag;
 
 use super::{CellError, LogFile};
 
-/// Bytes of one task that may wait to be written. With more, the task waits.
+/// Memory that output of one task may take while it waits to be written. With more,
+/// the task waits.
 const BEHIND_MAX: usize = 256 * 1024;
 
 /// A task's log file, as its worker sees it: a place in the thread's queue.
@@ -66,17 +67,29 @@ impl Logger {
 impl LogTarget {
     /// Passes bytes on to the thread; false when it is too far behind.
     pub(super) fn append(&self, bytes: &[u8]) -> bool {
+        if bytes.is_empty() {
+            return true;
+        }
         if self.behind.load(Ordering::Relaxed) >= BEHIND_MAX {
             return false;
         }
-        self.behind.fetch_add(bytes.len(), Ordering::Relaxed);
-        // A thread that is gone loses output and stops nobody.
-        let _ = self.pieces.send(Piece {
+        let piece = Piece {
             file: self.file,
             bytes: bytes.to_vec(),
             behind: Arc::clone(&self.behind),
-        });
+        };
+        self.behind.fetch_add(piece.cost(), Ordering::Relaxed);
+        // A thread that is gone loses output and stops nobody.
+        let _ = self.pieces.send(piece);
         true
+    }
+}
+
+impl Piece {
+    /// Memory that it takes in the queue: a guest that writes byte by byte pays for
+    /// what is around each.
+    const fn cost(&self) -> usize {
+        size_of::<Self>().saturating_add(self.bytes.len())
     }
 }
 
@@ -85,7 +98,7 @@ fn write_all(mut files: Vec<RotatedFile>, inbox: &Receiver<Piece>) {
         if let Some(file) = files.get_mut(piece.file) {
             file.append(&piece.bytes);
         }
-        piece.behind.fetch_sub(piece.bytes.len(), Ordering::Relaxed);
+        piece.behind.fetch_sub(piece.cost(), Ordering::Relaxed);
     }
 }
 
@@ -173,8 +186,45 @@ impl RotatedFile {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
 
-    use super::{LogFile, RotatedFile};
+    use crossbeam_channel::unbounded;
+
+    use super::{BEHIND_MAX, LogFile, LogTarget, Piece, RotatedFile, write_all};
+
+    /// How much a task can have queued, whatever its pieces are, when nothing is
+    /// written.
+    #[test]
+    fn what_waits_to_be_written_is_bounded_whatever_its_pieces() {
+        let (pieces, inbox) = unbounded();
+        let target = LogTarget {
+            file: 0,
+            behind: Arc::default(),
+            pieces,
+        };
+        for _ in 0..BEHIND_MAX {
+            assert!(target.append(b""), "nothing always fits");
+        }
+        assert_eq!(inbox.len(), 0, "and takes no room");
+        let mut taken = 0;
+        while target.append(b"x") {
+            taken += 1;
+        }
+        assert_eq!(inbox.len(), taken);
+        assert!(taken <= BEHIND_MAX / size_of::<Piece>(), "{taken}");
+
+        let directory = tempfile::tempdir().unwrap();
+        let log = LogFile {
+            file: directory.path().join("web.log"),
+            size: 1 << 20,
+            keep: 0,
+        };
+        let behind = Arc::clone(&target.behind);
+        drop(target);
+        write_all(vec![RotatedFile::new(log)], &inbox);
+        assert_eq!(behind.load(Ordering::Relaxed), 0, "all of it is given back");
+    }
 
     #[test]
     fn full_files_are_kept_up_to_their_number() {

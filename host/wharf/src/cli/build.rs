@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::ValueHint;
 use wharf_machine::image::Image;
 use wharf_policy::{Engine, Plugin};
@@ -63,8 +64,8 @@ fn examine(path: &Path) -> anyhow::Result<()> {
     let mut magic = [0; 4];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
     if read.is_ok() && magic == *b"\0asm" {
-        let refused = |e| anyhow::anyhow!("{} is no plugin: {e}", path.display());
-        Plugin::open(&Engine::new(None)?, path).map_err(refused)?;
+        Plugin::open(&Engine::new(None)?, path)
+            .with_context(|| format!("{} is no plugin", path.display()))?;
     } else {
         Image::open(path)?;
     }

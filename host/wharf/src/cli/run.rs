@@ -15,7 +15,7 @@ use super::output;
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::is_task_name;
 use crate::config::publish;
-use crate::device::{Block, BlockMode, Medium, is_disk_size};
+use crate::device::{Block, BlockMode, Medium, is_device_name, is_disk_size};
 use crate::net::Publish;
 use crate::run::{self, RunConfig};
 use crate::units;
@@ -121,9 +121,9 @@ fn text(arg: OsString) -> anyhow::Result<String> {
 fn parse_block(text: &str) -> Result<Block, String> {
     let form = "write NAME=FILE, NAME=FILE,ro, NAME=FILE,cow, or NAME=memory:64MiB";
     let (device, rest) = text.split_once('=').ok_or(form)?;
-    if !is_task_name(device) {
+    if !is_device_name(device) {
         return Err(format!(
-            "{device:?} is no name: use 1 to 63 letters, digits, - and _"
+            "{device:?} is no name: use 1 to 32 letters, digits, . _ + and -"
         ));
     }
     let size_of = |text: &str| match units::parse_size(text) {
@@ -163,11 +163,11 @@ fn parse_publish(text: &str) -> Result<Publish, String> {
 }
 
 fn parse_name(name: &str) -> Result<String, &'static str> {
-    let is_name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    if name.is_empty() || !name.chars().all(is_name_char) {
-        return Err("a name has letters, digits, - and _ only");
+    if is_task_name(name) {
+        Ok(name.to_owned())
+    } else {
+        Err("use 1 to 63 letters, digits, - and _")
     }
-    Ok(name.to_owned())
 }
 
 #[cfg(test)]

@@ -167,29 +167,31 @@ fn specs(
                 task.spec.image.clone()
             }
         };
-        if strict {
-            Image::open(&image).with_context(|| format!("task {}", task.spec.name))?;
-        }
         let spec = task.spec(image);
-        // An image that cannot be read is the task's own trouble, which an event tells.
-        if let Ok(image) = Image::open(&spec.image) {
-            try_devices(&spec, &image, routed)?;
+        match Image::open(&spec.image) {
+            Ok(image) => try_devices(&spec, &image, routed)?,
+            Err(error) if strict => {
+                return Err(error).with_context(|| format!("task {}", spec.name));
+            }
+            // It is the task's own trouble, which an event tells.
+            Err(_) => {}
         }
         specs.push(spec);
     }
     Ok(specs)
 }
 
-/// Whether every device of a task is there and can be opened: what an operator hears
-/// of now, in one line, need not be looked for in events later.
+/// Whether every device of a task is there and could be opened: what an operator hears
+/// of now, in one line, need not be looked for in events later. Nothing is made yet:
+/// the next task may be refused.
 fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<()> {
     // A router of the operator's own may have other ideas of who gets what.
     if !routed {
         attach::check(image.manifest(), &spec.blocks, &spec.publish, &spec.name)?;
     }
     for block in &spec.blocks {
-        let open = block.open();
-        open.with_context(|| format!("task {}: device {:?}", spec.name, block.device))?;
+        let found = block.check();
+        found.with_context(|| format!("task {}: device {:?}", spec.name, block.device))?;
         if !routed && spec.replicas > 1 && block.is_written() {
             let (task, device, replicas) = (&spec.name, &block.device, spec.replicas);
             bail!(

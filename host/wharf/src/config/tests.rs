@@ -552,8 +552,8 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
             "4:1: a block device needs file: write file = \"data.img\"",
         ),
         (
-            "[[task.block]]\ndevice = \"a.b\"\nfile = \"f\"",
-            "5:10: device \"a.b\" is no name: use 1 to 63 letters, digits, - and _",
+            "[[task.block]]\ndevice = \"a/b\"\nfile = \"f\"",
+            "5:10: device \"a/b\" is no name: use 1 to 32 letters, digits, . _ + and -",
         ),
         (
             "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nmode = \"w\"",

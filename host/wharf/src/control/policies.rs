@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -180,7 +181,10 @@ pub(super) async fn swap(
         return Err(bad("plugin has to be an absolute path, or built-in".into()));
     }
     let slots = Arc::clone(app.cell.slots());
-    aside(move || do_swap(&slots, slot, &request))
+    // This is dropped with the connection, too.
+    let waiting = Waiting::default();
+    let given_up = Arc::clone(&waiting.given_up);
+    aside(move || do_swap(&slots, slot, &request, given_up))
         .await?
         .map(Json)
 }
@@ -270,6 +274,7 @@ fn do_swap(
     slots: &Arc<Slots>,
     slot: SlotName,
     request: &SwapRequest,
+    given_up: Arc<AtomicBool>,
 ) -> Result<SwapReport, Problem> {
     if request.plugin.as_os_str() == BUILT_IN {
         return take_out(slots, slot, request);
@@ -285,6 +290,7 @@ fn do_swap(
         shadow_patience: patience.min(SHADOW_PATIENCE_MOST),
         dry_run: request.dry_run,
         discard_state: request.discard_state,
+        given_up,
     };
     let done = slots.slot(slot).swap(&plugin, &options);
     done.map(report).map_err(|e| conflict(&e))
@@ -296,18 +302,15 @@ fn take_out(slots: &Slots, slot: SlotName, request: &SwapRequest) -> Result<Swap
         let error = "what is built in takes no settings and no shadow";
         return Err(Problem::new(StatusCode::BAD_REQUEST, error));
     }
-    let present = slots.slot(slot).status();
-    if !request.dry_run && slots.slot(slot).remove().is_none() {
-        let error = format!("what is built in is in force in the {slot} already");
-        return Err(Problem::new(StatusCode::CONFLICT, error));
-    }
+    let removed = slots.slot(slot).remove(request.dry_run);
+    let removed = removed.map_err(|e| conflict(&e))?;
     Ok(SwapReport {
-        old: present.plugin.unwrap_or_else(|| BUILT_IN.to_owned()),
+        old: removed.old,
         new: BUILT_IN.to_owned(),
         rehearsed: 0,
         shadow: None,
         state: "none".to_owned(),
-        pause_ns: (!request.dry_run).then_some(0),
+        pause_ns: removed.pause.map(ns),
     })
 }
 
@@ -339,6 +342,18 @@ fn report(done: Swapped) -> SwapReport {
     }
 }
 
+/// Somebody who waits for a change; when this is dropped, nobody does any more.
+#[derive(Debug, Default)]
+struct Waiting {
+    given_up: Arc<AtomicBool>,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Does what takes long on a thread of its own, which ends with the process if not
 /// before; the one thread that serves goes on meanwhile.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
@@ -349,7 +364,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
     std::thread::Builder::new()
         .name("policy change".to_owned())
         .spawn(move || {
-            // Who asked may have gone; it is done all the same.
+            // Who asked may have gone; what is not a shadow is done all the same.
             let _ = done.send(work());
         })
         .map_err(|e| broken(&e))?;
@@ -378,7 +393,8 @@ impl Feed for TraceLines {
         if let Some(header) = self.header.take() {
             push_line(&mut lines, &header);
         }
-        while self.left > 0
+        // What has come since is not wanted: a busy slot would never let it end.
+        while !self.is_over()
             && lines.len() < TRACE_AT_ONCE
             && let Some(line) = self.trace.next(Duration::ZERO)
         {
@@ -392,5 +408,49 @@ impl Feed for TraceLines {
 
     fn is_over(&self) -> bool {
         self.left == 0 || self.end.is_some_and(|end| Instant::now() >= end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use wharf_model::policy::{Candidate, Question, SlotName, View};
+    use wharf_policy::{SlotConfig, Slots, Trace, TraceLine};
+
+    use super::{Feed, TraceLines};
+
+    #[test]
+    fn a_trace_ends_when_its_time_is_over_however_much_is_asked() {
+        let slots = Slots::new(Vec::new(), SlotConfig::of, None, drop);
+        let slot = slots.slot(SlotName::Scheduler);
+        let trace = Trace::start(slot);
+        let mut lines = TraceLines {
+            header: Some(TraceLine::Trace(trace.header.clone())),
+            trace,
+            left: u64::MAX,
+            end: Instant::now().checked_add(Duration::from_secs(3600)),
+        };
+        let ask = || {
+            slot.ask(&Question::Next(View {
+                now: 1,
+                worker: 0,
+                last: None,
+                ready: vec![Candidate {
+                    replica: 0,
+                    weight: 1,
+                    generation: 1,
+                    ran: 0,
+                    virtual_time: 0,
+                    ready_since: 0,
+                }],
+            }))
+        };
+        ask();
+        let taken = lines.take(false);
+        assert_eq!(taken.iter().filter(|&&byte| byte == b'\n').count(), 2);
+        lines.end = Some(Instant::now());
+        ask();
+        assert!(lines.take(false).is_empty() && lines.is_over());
     }
 }

@@ -35,32 +35,10 @@ impl FileDisk {
     ) -> Result<Self, DiskError> {
         let opened = match options(writable).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => make(path, size, writable),
-            Err(source) => Err(DiskError::Open {
-                file: path.to_owned(),
-                how: if writable { "read and write" } else { "read" },
-                source,
-            }),
-            Ok(file) => Ok(file),
+            opened => opened.map_err(|source| cannot_open(path, writable, source)),
         };
         let file = lock::take(opened?, path, writable)?;
-        let len = len_of(&file, path)?;
-        if let Some(expected) = size.filter(|&expected| expected != len) {
-            let (file, found) = (path.to_owned(), len);
-            return Err(DiskError::Size {
-                file,
-                found,
-                expected,
-            });
-        }
-        if len == 0 {
-            return Err(DiskError::Empty {
-                file: path.to_owned(),
-            });
-        }
-        if !is_disk_size(len) {
-            let (file, found) = (path.to_owned(), len);
-            return Err(DiskError::Uneven { file, found });
-        }
+        let len = disk_len(&file, path, size)?;
         Ok(Self {
             file,
             name,
@@ -68,6 +46,27 @@ impl FileDisk {
             writable,
             lost: false,
         })
+    }
+}
+
+impl FileDisk {
+    /// Looks whether it could be opened so. Makes nothing and locks nothing.
+    pub(super) fn check(path: &Path, size: Option<u64>, writable: bool) -> Result<(), DiskError> {
+        match options(writable).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let size = size_to_make(path, size, writable)?;
+                can_be_made(path).map_err(|source| DiskError::Make {
+                    file: path.to_owned(),
+                    size,
+                    source,
+                })
+            }
+            Err(source) => Err(cannot_open(path, writable, source)),
+            Ok(file) => {
+                lock::look(&file, path, writable)?;
+                disk_len(&file, path, size).map(drop)
+            }
+        }
     }
 }
 
@@ -139,14 +138,36 @@ fn options(writable: bool) -> OpenOptions {
     options
 }
 
-fn make(path: &Path, size: Option<u64>, writable: bool) -> Result<File, DiskError> {
+fn cannot_open(path: &Path, writable: bool, source: io::Error) -> DiskError {
+    DiskError::Open {
+        file: path.to_owned(),
+        how: if writable { "read and write" } else { "read" },
+        source,
+    }
+}
+
+/// How large a file is to be made that does not exist, when it may be.
+fn size_to_make(path: &Path, size: Option<u64>, writable: bool) -> Result<u64, DiskError> {
     let file = path.to_owned();
     if !writable {
         return Err(DiskError::NothingToRead { file });
     }
-    let Some(size) = size else {
-        return Err(DiskError::Missing { file });
-    };
+    size.ok_or(DiskError::Missing { file })
+}
+
+/// Whether there is a directory for it.
+fn can_be_made(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let metadata = std::fs::metadata(parent.unwrap_or(Path::new(".")))?;
+    if metadata.is_dir() {
+        Ok(())
+    } else {
+        Err(nix::Error::ENOTDIR.into())
+    }
+}
+
+fn make(path: &Path, size: Option<u64>, writable: bool) -> Result<File, DiskError> {
+    let size = size_to_make(path, size, writable)?;
     let made = options(true).create_new(true).mode(0o600).open(path);
     let sized = made.and_then(|made| {
         // Of the right size from the first moment that it is good for anything: a
@@ -156,7 +177,27 @@ fn make(path: &Path, size: Option<u64>, writable: bool) -> Result<File, DiskErro
         })?;
         Ok(made)
     });
-    sized.map_err(|source| DiskError::Make { file, size, source })
+    sized.map_err(|source| DiskError::Make {
+        file: path.to_owned(),
+        size,
+        source,
+    })
+}
+
+/// Bytes of a file, when they make a disk, and the one that is configured.
+fn disk_len(file: &File, path: &Path, size: Option<u64>) -> Result<u64, DiskError> {
+    let found = len_of(file, path)?;
+    let file = path.to_owned();
+    match size {
+        Some(expected) if expected != found => Err(DiskError::Size {
+            file,
+            found,
+            expected,
+        }),
+        _ if found == 0 => Err(DiskError::Empty { file }),
+        _ if !is_disk_size(found) => Err(DiskError::Uneven { file, found }),
+        _ => Ok(found),
+    }
 }
 
 fn len_of(mut file: &File, path: &Path) -> Result<u64, DiskError> {

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{major, minor};
 
 use super::DiskError;
 
@@ -36,20 +37,55 @@ pub(super) fn take(file: File, path: &Path, writes: bool) -> Result<Flock<File>,
     })
 }
 
+/// Says who has a file in a way that does not go with this one, without locking it:
+/// as far as the kernel tells, which is less than [`take`] finds out.
+pub(super) fn look(file: &File, path: &Path, writes: bool) -> Result<(), DiskError> {
+    let Ok(metadata) = file.metadata() else {
+        return Ok(());
+    };
+    let device = metadata.dev();
+    let place = format!(
+        "{:02x}:{:02x}:{}",
+        major(device),
+        minor(device),
+        metadata.ino()
+    );
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    match locks.lines().find(|line| is_against(line, &place, writes)) {
+        Some(line) => Err(DiskError::InUse {
+            file: path.to_owned(),
+            by: pid_of(line, metadata.ino()).map_or_else(|| "somebody else".to_owned(), name_of),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Whether a line is of a lock on that file which who writes, or reads, cannot join.
+fn is_against(line: &str, place: &str, writes: bool) -> bool {
+    let words: Vec<_> = line.split_whitespace().collect();
+    match words[..] {
+        [_, "FLOCK", _, how, _, of, ..] => of == place && (writes || how == "WRITE"),
+        _ => false,
+    }
+}
+
 /// Who holds the lock, as far as the kernel tells (proc_locks(5)).
 fn holder(file: &File) -> String {
     let inode = file.metadata().map_or(0, |metadata| metadata.ino());
     let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    match locks.lines().find_map(|line| pid_of(line, inode)) {
-        Some(pid) if pid == std::process::id() => "another task of this host".to_owned(),
-        Some(pid) => {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            match name.trim_end() {
-                "" => format!("process {pid}"),
-                name => format!("process {pid} ({name})"),
-            }
-        }
-        None => "somebody else".to_owned(),
+    let pid = locks.lines().find_map(|line| pid_of(line, inode));
+    pid.map_or_else(|| "somebody else".to_owned(), name_of)
+}
+
+/// A process, as an operator finds it.
+fn name_of(pid: u32) -> String {
+    if pid == std::process::id() {
+        return "another task of this host".to_owned();
+    }
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    match name.trim_end() {
+        "" => format!("process {pid}"),
+        name => format!("process {pid} ({name})"),
     }
 }
 
@@ -72,7 +108,22 @@ fn pid_of(line: &str, inode: u64) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::pid_of;
+    use super::{is_against, pid_of};
+
+    #[test]
+    fn readers_go_with_readers_and_nothing_else_goes_together() {
+        let line = |how| format!("7: FLOCK  ADVISORY  {how} 831 fe:00:5231 0 EOF");
+        for (how, writes, against) in [
+            ("READ", false, false),
+            ("READ", true, true),
+            ("WRITE", false, true),
+            ("WRITE", true, true),
+        ] {
+            let (line, place) = (line(how), "fe:00:5231");
+            assert_eq!(is_against(&line, place, writes), against, "{how} {writes}");
+            assert!(!is_against(&line, "fe:01:5231", writes));
+        }
+    }
 
     #[test]
     fn the_holder_is_found_by_inode() {

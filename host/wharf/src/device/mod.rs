@@ -16,7 +16,9 @@ use std::io;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use wharf_abi::manifest::Name;
 use wharf_machine::device::{Disk, SECTOR};
+use zerocopy::FromBytes;
 
 use file::FileDisk;
 use memory::MemoryDisk;
@@ -180,6 +182,21 @@ impl Block {
 }
 
 impl Block {
+    /// Looks whether it could be opened now. Makes nothing and locks nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError`], as [`open`](Self::open) would have it. What only an attempt can
+    /// tell, such as room for a file that is to be made, is not found out.
+    pub fn check(&self) -> Result<(), DiskError> {
+        match &self.medium {
+            Medium::File { file, size, mode } => {
+                FileDisk::check(file, *size, *mode == BlockMode::ReadWrite)
+            }
+            Medium::Memory { .. } => Ok(()),
+        }
+    }
+
     /// Whether what a task writes there is for others to see.
     #[must_use]
     pub const fn is_written(&self) -> bool {
@@ -197,4 +214,99 @@ impl Block {
 #[must_use]
 pub const fn is_disk_size(bytes: u64) -> bool {
     bytes > 0 && bytes.is_multiple_of(SECTOR)
+}
+
+/// Says whether an image can declare a device that is called so: letters, digits, `.`,
+/// `_`, `+` and `-`, 1 to 32 of them, as the contract with guests has it.
+#[must_use]
+pub fn is_device_name(name: &str) -> bool {
+    let mut bytes = [0; 32];
+    let Some(place) = bytes.get_mut(..name.len()) else {
+        return false;
+    };
+    place.copy_from_slice(name.as_bytes());
+    Name::<32>::read_from_bytes(&bytes).is_ok_and(|it| it.as_str() == Some(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::{Block, BlockMode, DiskError, Medium, is_device_name};
+
+    fn block(file: PathBuf, size: Option<u64>, mode: BlockMode) -> Block {
+        Block {
+            device: "data".to_owned(),
+            medium: Medium::File { file, size, mode },
+        }
+    }
+
+    /// The same is refused by a look as by opening, in the same words.
+    #[test]
+    fn a_check_says_what_opening_would() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("good.img"), [0; 4096]).unwrap();
+        fs::write(at("odd.img"), [0; 1000]).unwrap();
+        fs::write(at("empty.img"), []).unwrap();
+        let (rw, ro, cow) = (
+            BlockMode::ReadWrite,
+            BlockMode::ReadOnly,
+            BlockMode::CopyOnWrite,
+        );
+        for (name, size, mode) in [
+            ("good.img", None, rw),
+            ("good.img", Some(4096), ro),
+            ("good.img", Some(512), rw),
+            ("odd.img", None, rw),
+            ("empty.img", None, cow),
+            ("none.img", None, rw),
+            ("none.img", Some(512), ro),
+            ("none.img", Some(512), cow),
+            ("no/where.img", Some(512), rw),
+            ("good.img/x.img", Some(512), rw),
+            ("", None, ro),
+        ] {
+            let block = block(at(name), size, mode);
+            let said = |done: Result<(), DiskError>| done.map_err(|it| crate::text::one_line(&it));
+            let opened = said(block.open().map(drop));
+            assert_eq!(said(block.check()), opened, "{name} {size:?} {mode:?}");
+        }
+    }
+
+    #[test]
+    fn a_check_makes_nothing_and_locks_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let new = block(
+            directory.path().join("new.img"),
+            Some(512),
+            BlockMode::ReadWrite,
+        );
+        new.check().unwrap();
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        let disk = new.open().unwrap();
+        let refused = new.check().unwrap_err();
+        assert!(matches!(refused, DiskError::InUse { .. }), "{refused}");
+        drop(disk);
+        new.check().unwrap();
+    }
+
+    #[test]
+    fn devices_are_called_as_images_call_them() {
+        let longest = "x".repeat(32);
+        for (name, good) in [
+            ("data", true),
+            ("a.b_c+d-1", true),
+            (&longest, true),
+            ("", false),
+            ("a b", false),
+            ("a/b", false),
+            ("é", false),
+            ("a\0", false),
+            (&"x".repeat(33), false),
+        ] {
+            assert_eq!(is_device_name(name), good, "{name:?}");
+        }
+    }
 }

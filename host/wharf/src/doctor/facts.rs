@@ -11,6 +11,7 @@ use wharf_machine::probe::{Probe, probe};
 
 use super::trial;
 use crate::build::toolchain;
+use crate::text::one_line;
 
 /// A machine, as far as guests are concerned.
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ impl Facts {
                 Error::Open(error) => Errno::from_raw(error.errno()),
                 _ => Errno::UnknownErrno,
             }),
-            trial: trial::run().map_err(|error| error.to_string()),
+            trial: trial::run().map_err(|error| one_line(&error)),
             modules: KvmModules {
                 kvm: module("kvm"),
                 intel: module("kvm_intel"),

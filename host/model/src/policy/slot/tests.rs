@@ -46,6 +46,19 @@ fn probation_lasts_until_it_has_answered() {
 }
 
 #[test]
+fn a_plugin_that_nobody_asks_wakes_nobody_after_its_probation() {
+    let mut slot = Slot::default();
+    slot.handle(at(0), Event::Installed { predecessor: false });
+    let over = Instant::default().after(PROBATION);
+    assert_eq!(slot.alarm(), Some(over));
+    slot.handle(over, Event::Tick { answers: 0 });
+    assert_eq!(slot.alarm(), None);
+    assert_eq!(slot.handle(at(60), TICK), Action::Confirm, "it is asked");
+    slot.handle(at(61), Event::Installed { predecessor: true });
+    assert_eq!(slot.alarm(), Some(at(61).after(PROBATION)), "a new one");
+}
+
+#[test]
 fn one_strike_on_probation_brings_the_predecessor_back() {
     let mut slot = Slot::default();
     slot.handle(at(0), Event::Installed { predecessor: true });
@@ -159,8 +172,8 @@ fn any_event() -> impl Strategy<Value = Event> {
 
 proptest! {
     /// Whatever comes in whatever order: a return is only asked for where there is
-    /// somebody to return to, a retry only of what is quarantined, and quarantine
-    /// always has an end.
+    /// somebody to return to, a retry only of what is quarantined, quarantine always
+    /// has an end, and who ticks when the alarm says so does not tick for ever at once.
     #[test]
     fn no_order_of_events_leads_astray(
         events in prop::collection::vec((any_event(), 0_u64..20_000), 1..200)
@@ -185,6 +198,9 @@ proptest! {
                 }
                 Action::Confirm => prop_assert_eq!(before, State::Probation),
                 Action::None => {}
+            }
+            if matches!((event, action), (Event::Tick { .. }, Action::None)) {
+                prop_assert!(slot.alarm().is_none_or(|alarm| alarm > now));
             }
             match event {
                 Event::Installed { predecessor } => kept = predecessor,

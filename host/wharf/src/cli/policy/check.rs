@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::ValueHint;
 use clap::builder::styling::Style;
 use serde::Serialize;
@@ -53,8 +54,8 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         progress,
     };
     let path = Source::find(&args.plugin)?.plugin_path(options)?;
-    let refused = |e| anyhow::anyhow!("{} is no plugin: {e}", path.display());
-    let plugin = Plugin::open(&Engine::new(None)?, &path).map_err(refused)?;
+    let plugin = Plugin::open(&Engine::new(None)?, &path)
+        .with_context(|| format!("{} is no plugin", path.display()))?;
     let report = Report::new(&path, &plugin);
     let text = if args.json {
         let mut json = serde_json::to_string_pretty(&report)?;
