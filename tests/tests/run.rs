@@ -13,7 +13,7 @@ use tempfile::NamedTempFile;
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{AbiVersion, BootPage, DeviceKind, Hypercall, Interest, Manifest};
 use wharf_machine::BootConfig;
-use wharf_tests::command::{Printed, app, output, wharf};
+use wharf_tests::command::{Printed, app, output, printed, wharf};
 use wharf_tests::elf::{ElfBuilder, R, W, X};
 use wharf_tests::guest::{assemble, call, exit, kvm};
 use zerocopy::FromBytes;
@@ -775,4 +775,82 @@ fn an_image_with_absurdly_many_relocations_is_refused() {
         refusal.to_string(),
         "too many relocations: the most is 1000000"
     );
+}
+
+/// Runs an app with this on its standard input.
+fn with_input(args: &[&str], input: &[u8]) -> Printed {
+    let mut child = wharf(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writing = std::thread::spawn(move || {
+        // A guest may end before it has read all.
+        let _ = stdin.write_all(&input);
+    });
+    let printed = printed(child.wait_with_output().unwrap());
+    writing.join().unwrap();
+    printed
+}
+
+#[test]
+fn a_guest_reads_what_is_typed_or_piped_until_its_end() {
+    let Some(_) = kvm() else { return };
+    let cat = app("cat");
+    let cat = cat.to_str().unwrap();
+    // More than a pipe holds, and than a buffer of the guest's.
+    let long: String = (0..40_000).map(|number| format!("{number}\n")).collect();
+    for text in ["", "one line\n", "no end of a line", &long] {
+        let printed = with_input(&["run", "--timeout", "60s", cat], text.as_bytes());
+        assert_eq!((printed.status, printed.stderr.as_str()), (0, ""));
+        assert!(printed.stdout == text, "{} bytes", printed.stdout.len());
+    }
+    let closed = output(wharf(["run", "--timeout", "60s", cat]).stdin(Stdio::null()));
+    assert_eq!((closed.status, closed.stdout.as_str()), (0, ""));
+}
+
+#[test]
+fn a_guest_that_does_not_read_leaves_the_input_alone() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("input");
+    fs::write(&path, "for whoever comes next\n").unwrap();
+    let mut file = fs::File::open(&path).unwrap();
+    let input = file.try_clone().unwrap();
+    let printed = output(wharf(["run", app("hello").to_str().unwrap()]).stdin(input));
+    assert_eq!(printed.status, 0, "{}", printed.stderr);
+    let mut left = String::new();
+    file.read_to_string(&mut left).unwrap();
+    assert_eq!(left, "for whoever comes next\n");
+}
+
+#[test]
+fn entropy_is_as_long_as_asked_for_and_never_the_same() {
+    let Some(_) = kvm() else { return };
+    let rng = app("rng");
+    let draw = |count: usize| {
+        let count_text = count.to_string();
+        let args = [
+            "run",
+            "--timeout",
+            "60s",
+            rng.to_str().unwrap(),
+            "--",
+            &count_text,
+        ];
+        let printed = output(&mut wharf(args));
+        assert_eq!(printed.status, 0, "{}", printed.stderr);
+        assert_eq!(printed.stdout.len(), 2 * count + 1);
+        printed.stdout
+    };
+    assert_ne!(draw(32), draw(32));
+    // More than one buffer: no byte of it is left out.
+    let many = draw(20_000);
+    let bytes = many.trim_end().as_bytes().chunks(2);
+    let zeroes = bytes.filter(|it| *it == b"00").count();
+    // 78 are expected; a buffer that was not filled would be 4096 of them.
+    assert!((20..300).contains(&zeroes), "{zeroes}");
 }

@@ -50,6 +50,17 @@
 //! between two exits is served in one go. Nothing runs beside the guest, so what
 //! the host writes it writes during an exit.
 
+//! # Kinds
+//!
+//! - Block is virtio-blk (virtio 1.2 §5.2).
+//! - Stream is virtio-vsock, as [`crate::stream`] says.
+//! - Entropy is virtio-rng (§5.4). The host fills what it is given, at most 64 KiB of a
+//!   buffer.
+//! - Console is the receiving half of virtio-console's first port (§5.3): queue 0, to
+//!   which the guest gives buffers for what the operator types. A buffer that comes
+//!   back empty says that nothing more will come. Output is
+//!   [`Hypercall::ConsoleWrite`](crate::Hypercall::ConsoleWrite).
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::manifest::Name;

@@ -33,6 +33,7 @@ impl Parse for Arguments {
                 "stream" => arguments.devices(input, &mut devices, "Stream")?,
                 "net" => arguments.devices(input, &mut devices, "Net")?,
                 "entropy" => arguments.devices(input, &mut devices, "Entropy")?,
+                "console" => arguments.devices(input, &mut devices, "Console")?,
                 _ => return Err(Error::new(key.span(), UNKNOWN_KEY)),
             }
             if !input.is_empty() {
@@ -44,7 +45,7 @@ impl Parse for Arguments {
 }
 
 const UNKNOWN_KEY: &str =
-    "expected `name`, `memory_min`, `stack`, `block`, `stream`, `net` or `entropy`";
+    "expected `name`, `memory_min`, `stack`, `block`, `stream`, `net`, `entropy` or `console`";
 
 impl Arguments {
     /// Reads a list of device names of one kind.

@@ -55,6 +55,9 @@ macro_rules! print {
 /// fits [`LINE_MAX`](crate::console::LINE_MAX) bytes.
 #[macro_export]
 macro_rules! println {
+    () => {
+        $crate::println!("")
+    };
     ($($text:tt)*) => {
         $crate::console::print_line(::core::format_args!($($text)*))
     };

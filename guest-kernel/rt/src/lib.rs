@@ -41,16 +41,19 @@ pub mod block;
 mod boot;
 pub mod console;
 pub mod device;
+pub mod entropy;
 mod executor;
 // A guest is always built to abort on panic, and nothing else is: what a program
 // of the host's has already stays out of a build that could be linked to one.
 #[cfg(all(not(test), panic = "abort"))]
 mod heap;
 mod hypercall;
+pub mod input;
 mod mem;
 #[cfg(all(not(test), panic = "abort"))]
 mod panic;
 pub mod random;
+mod source;
 mod start;
 pub mod stream;
 pub mod task;
@@ -82,7 +85,7 @@ pub use wharf_abi::{self as abi, BootPage, Interest};
 /// | `memory_min = "8MiB"` | least memory to run with | none |
 /// | `stack = "64KiB"` | stack | 256 KiB |
 /// | `block = ["data"]` | block devices wanted, by name | none |
-/// | `stream = [..]`, `net = [..]`, `entropy = [..]` | the same of other kinds | none |
+/// | `stream = [..]`, `net = [..]`, `entropy = [..]`, `console = [..]` | the same of other kinds | none |
 ///
 /// Sizes are whole numbers with a unit: KiB, MiB or GiB. The version in the
 /// manifest is the package's.

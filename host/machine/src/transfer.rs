@@ -103,6 +103,21 @@ impl<'m> Buffers<'m> {
         })
     }
 
+    /// Fills it with what a file has at the moment, which has to be something: else
+    /// this waits.
+    ///
+    /// # Errors
+    ///
+    /// As readv(2).
+    pub fn read_some(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let vector = self.vector(0);
+        let pieces = i32::try_from(vector.len()).unwrap_or(0);
+        // SAFETY: each entry is host memory of a guest that lives for `'m`, to which no
+        // reference exists, so the kernel may write it; the count is the vector's.
+        let moved = unsafe { libc::readv(file.as_raw_fd(), vector.as_ptr(), pieces) };
+        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Fills it with what a socket has, as far as that goes; does not wait.
     ///
     /// # Errors

@@ -18,6 +18,8 @@
 
 mod block;
 mod chain;
+mod console;
+mod entropy;
 mod setup;
 mod stream;
 mod user;
@@ -35,6 +37,7 @@ use wharf_abi::{DeviceKind, Interest};
 use zerocopy::IntoBytes;
 
 pub use block::{Disk, REQUEST_MAX, SECTOR};
+pub use console::{Console, Input};
 pub use stream::{Close, Happening, Network, StreamId, Streams};
 
 use crate::Error;
@@ -57,6 +60,10 @@ pub enum Backend {
     Block(Box<dyn Disk>),
     /// The network.
     Stream(Box<Streams>),
+    /// The host's random bytes.
+    Entropy,
+    /// What the operator types.
+    Console(Box<Console>),
 }
 
 impl Backend {
@@ -66,6 +73,8 @@ impl Backend {
         match self {
             Self::Block(_) => DeviceKind::Block,
             Self::Stream(_) => DeviceKind::Stream,
+            Self::Entropy => DeviceKind::Entropy,
+            Self::Console(_) => DeviceKind::Console,
         }
     }
 }
@@ -214,6 +223,8 @@ impl Devices {
             let mut terms = match &backend {
                 Backend::Block(disk) => block::terms(disk.as_ref()),
                 Backend::Stream(_) => stream::terms(),
+                Backend::Entropy => entropy::terms(),
+                Backend::Console(_) => console::terms(),
             };
             terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
             memory.write(page, terms.offer().as_bytes())?;
@@ -311,8 +322,9 @@ impl Devices {
     /// for.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.devices.iter().filter_map(|it| match &it.backend {
-            Backend::Block(_) => None,
+            Backend::Block(_) | Backend::Entropy => None,
             Backend::Stream(streams) => Some(streams.fd()),
+            Backend::Console(console) => console.fd(),
         })
     }
 
@@ -353,6 +365,17 @@ impl Device {
             }
             // What goes into one queue comes out of the other.
             Backend::Stream(streams) => more |= streams.serve(queues, user, budget)?,
+            Backend::Entropy => {
+                if let [Some(queue), ..] = queues {
+                    more |= entropy::serve(queue, user, budget).map_err(|broken| (0, broken))?;
+                }
+            }
+            Backend::Console(console) => {
+                if let [Some(queue), ..] = queues {
+                    let served = console.serve(queue, user, budget);
+                    more |= served.map_err(|broken| (0, broken))?;
+                }
+            }
         }
         let mut ready = false;
         for (number, queue) in (0_u16..).zip(queues) {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use wharf_abi::DeviceKind;
-use wharf_machine::device::{Backend, Network, Streams};
+use wharf_machine::device::{Backend, Console, Input, Network, Streams};
 use wharf_machine::image::ManifestView;
 use wharf_model::policy::{AttachVerdict, Attachment, DeviceKind as PolicyKind};
 
@@ -93,7 +93,7 @@ pub enum AttachError {
     /// A kind that is not there yet.
     #[error(
         "task {task}: image {image} declares the {kind} device {device:?}, and this version of \
-         wharf has block and stream devices only: use another image"
+         wharf has none of that kind: use another image"
     )]
     NoSuchKind {
         /// The task.
@@ -135,6 +135,8 @@ pub struct Supply<'a> {
     pub publish: &'a [Publish],
     /// Makes what stands behind its streams.
     pub network: &'a dyn Fn() -> Result<Box<dyn Network>, NetError>,
+    /// Makes what it reads; nothing, for a task in the background.
+    pub input: &'a dyn Fn() -> Option<Box<dyn Input>>,
 }
 
 /// Finds and opens a back end for each device that `image` declares, in its order.
@@ -167,7 +169,16 @@ pub fn attach(
             ),
             // There is one network, for whatever name.
             DeviceKind::Stream => (PolicyKind::Stream, vec![device.name.clone()]),
-            _ => return Err(no_such_kind(image, device, asker.task)),
+            // Nothing to route: there is one of each, and it leads nowhere.
+            DeviceKind::Entropy => {
+                backends.push(Backend::Entropy);
+                continue;
+            }
+            DeviceKind::Console => {
+                backends.push(Backend::Console(Box::new(Console::new((supply.input)()))));
+                continue;
+            }
+            DeviceKind::Net => return Err(no_such_kind(image, device, asker.task)),
         };
         let verdict = route(Attachment {
             now: asker.now,
@@ -227,8 +238,8 @@ pub fn check(
         match device.kind {
             DeviceKind::Block if blocks.iter().any(|it| it.device == device.name) => {}
             DeviceKind::Block => return Err(not_configured(image, &device.name, task)),
-            DeviceKind::Stream => {}
-            _ => return Err(no_such_kind(image, device, task)),
+            DeviceKind::Stream | DeviceKind::Entropy | DeviceKind::Console => {}
+            DeviceKind::Net => return Err(no_such_kind(image, device, task)),
         }
     }
     check_streams(image, publish, task)?;

@@ -8,6 +8,7 @@
 pub(crate) mod alarm;
 mod console;
 pub(crate) mod signals;
+mod stdin;
 
 use std::fmt;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use alarm::Alarm;
 pub use console::Lost;
 use console::{Console, Written};
 use signals::{Signals, Wake};
+use stdin::Stdin;
 
 /// What to run and how.
 #[derive(Clone, Debug, Default)]
@@ -178,6 +180,7 @@ fn attach(
         blocks: &config.blocks,
         publish: &config.publish,
         network: &network,
+        input: &|| Some(Box::new(Stdin::default())),
     };
     attach::attach(manifest, &supply, asker, true, |it| built_in::attach(&it))
 }

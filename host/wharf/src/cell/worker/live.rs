@@ -366,6 +366,7 @@ fn route(
         blocks: &spec.blocks,
         publish: &spec.publish,
         network,
+        input: &|| None,
     };
     let strict = !router.has_plugin();
     attach::attach(image.manifest(), &supply, asker, strict, |attachment| {
