@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
+use proptest::prelude::*;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use wharf_abi::device::QUEUES_MAX;
@@ -86,8 +87,16 @@ impl Network for Fake {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
             let queue = it.arrives.entry(id).or_default();
+            let room = usize::try_from(into.len()).unwrap();
             let mut bytes = queue.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
-            let rest = bytes.split_off(bytes.len().min(usize::try_from(into.len()).unwrap()));
+            // As a socket: all that is there, up to the end, which comes by itself.
+            while !bytes.is_empty()
+                && bytes.len() < room
+                && let Some(more) = queue.pop_front_if(|it| !it.is_empty())
+            {
+                bytes.extend(more);
+            }
+            let rest = bytes.split_off(bytes.len().min(room));
             if !rest.is_empty() {
                 queue.push_front(rest);
             }
@@ -631,4 +640,122 @@ fn resets_for_nobody_are_bounded() {
         driver.try_serve().unwrap();
     }
     assert_eq!(driver.streams.borrow().strays.len(), super::STRAYS_MAX);
+}
+
+/// A network that takes and gives in fits and starts.
+#[derive(Clone, Copy, Debug)]
+enum Fit {
+    /// So many bytes come.
+    Arrive(usize),
+    /// So many bytes are taken from now on.
+    Take(usize),
+    /// The guest looks, and sends back what it got.
+    Echo,
+}
+
+fn fits() -> impl Strategy<Value = Vec<Fit>> {
+    let fit = prop_oneof![
+        (1_usize..9_000).prop_map(Fit::Arrive),
+        (0_usize..5_000).prop_map(Fit::Take),
+        Just(Fit::Echo),
+    ];
+    proptest::collection::vec(fit, 1..60)
+}
+
+/// A packet of a guest that knows the protocol and keeps to none of it.
+fn wild() -> impl Strategy<Value = (Header, usize)> {
+    let port = prop_oneof![Just(CONNECT_PORT), Just(1024_u32), Just(1025), any::<u32>()];
+    let guest_port = prop_oneof![Just(80_u32), 0_u32..4];
+    let op = prop_oneof![1_u16..8, any::<u16>()];
+    let sizes = (0_usize..200, any::<u32>(), any::<u32>());
+    (port, guest_port, op, 0_u32..4, sizes).prop_map(
+        |(host, guest, op, flags, (len, buf_alloc, fwd_cnt))| {
+            let header = Header {
+                op,
+                flags,
+                buf_alloc,
+                fwd_cnt,
+                ..packet(Op::Data, host, guest, len)
+            };
+            (header, len)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_is_echoed_comes_back_whole_and_in_order(fits in fits()) {
+        let mut driver = Driver::new();
+        let (id, ports) = driver.connected();
+        driver.network.edit(|it| it.takes = 0);
+        let (mut came, mut consumed) = (Vec::new(), 0_u32);
+        let mut waiting = VecDeque::new();
+        // In the end all is taken.
+        let rest = std::iter::repeat_n([Fit::Take(1 << 20), Fit::Echo], 200).flatten();
+        for fit in fits.into_iter().chain(rest) {
+            match fit {
+                Fit::Arrive(count) => {
+                    let bytes: Vec<u8> = (0..count).map(|at| (came.len() + at) as u8).collect();
+                    came.extend(&bytes);
+                    driver.arrives(id, &bytes, false);
+                }
+                Fit::Take(count) => {
+                    driver.network.edit(|it| it.takes = count);
+                    driver.happens(Happening::Writable(id));
+                }
+                Fit::Echo => {
+                    for it in driver.serve() {
+                        driver.offer(1);
+                        if it.op == Op::Data {
+                            waiting.push_back(it.bytes);
+                        }
+                    }
+                    // One packet at a time, as far as what the host keeps allows.
+                    let kept = came.len() - driver.network.edit(|it| it.took.len());
+                    let room = usize::try_from(HOST_CREDIT).unwrap();
+                    if let Some(bytes) = waiting.pop_front().filter(|_| kept < room) {
+                        consumed = consumed.wrapping_add(u32::try_from(bytes.len()).unwrap());
+                        let header = Header {
+                            fwd_cnt: consumed,
+                            buf_alloc: 20_000,
+                            ..packet(Op::Data, ports.0, ports.1, bytes.len())
+                        };
+                        driver.send(header, &bytes);
+                    }
+                }
+            }
+        }
+        let took = driver.network.edit(|it| it.took.clone());
+        prop_assert_eq!(took.len(), came.len());
+        prop_assert!(took == came);
+        prop_assert!(driver.network.edit(|it| it.closed.is_empty()));
+    }
+
+    #[test]
+    fn whatever_a_guest_sends_harms_only_itself(
+        packets in proptest::collection::vec((wild(), any::<bool>()), 1..60)
+    ) {
+        let mut driver = Driver::new();
+        driver.offer(8);
+        let mut ids = 0;
+        for ((header, len), happens) in packets {
+            if happens && driver.seen == driver.offered - 8 {
+                ids += 1;
+                driver.happens(Happening::Incoming { id: StreamId(ids), port: 80 });
+                driver.happens(Happening::Readable { id: StreamId(ids), ends: true });
+            }
+            driver.send(header, &vec![0; len]);
+            let got = match driver.try_serve() {
+                Ok(_) => driver.serve().len(),
+                // Its fault, and its end.
+                Err((_, Broken::Overdrawn)) => return Ok(()),
+                Err(other) => panic!("{other:?}"),
+            };
+            driver.offer(got.try_into().unwrap());
+            let streams = driver.streams.borrow();
+            prop_assert!(streams.connections.len() <= usize::try_from(ids).unwrap() + 1);
+            prop_assert_eq!(streams.connections.len(), streams.by_ports.len());
+            prop_assert!(streams.strays.len() <= super::STRAYS_MAX);
+        }
+    }
 }
