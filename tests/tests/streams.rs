@@ -393,7 +393,7 @@ fn replicas_get_connections_by_how_many_they_have() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
     let at = port();
-    let toml = format!("[host]\nworkers = 2\n")
+    let toml = "[host]\nworkers = 2\n".to_owned()
         + &task("echo", "echo", &[], &(published(at, 7) + "\nreplicas = 3"));
     let host = Host::up(directory.path(), &toml);
     for replica in ["echo.0", "echo.1", "echo.2"] {

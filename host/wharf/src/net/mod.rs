@@ -8,7 +8,7 @@
 //!
 //! The [`Board`] knows every published port and every guest that takes connections.
 //! The acceptor takes what comes to a port, asks the router which replica is to have
-//! it, and puts it through that replica's [`Door`]. From then on the connection is
+//! it, and puts it through that replica's door. From then on the connection is
 //! its guest's: bytes go between the socket and the guest's memory on the worker that
 //! runs the guest, without another thread in between ([`Sockets`]).
 //!
