@@ -541,3 +541,39 @@ fn a_guest_that_dies_takes_its_connections_with_it() {
         "the port is free again"
     );
 }
+
+/// Clients take what descriptors there are, and not the last ones: the host can still
+/// be asked, and guests be started.
+#[test]
+fn more_clients_than_descriptors_are_refused_and_the_host_goes_on() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let mut host = Host::new(
+        directory.path(),
+        &task(
+            "echo",
+            "echo",
+            &[],
+            &(published(at, 7) + "\nrestart = \"always\""),
+        ),
+    );
+    host.start_after("ulimit -n 200");
+    exchange(&mut connect(at), "first");
+    let mut streams: Vec<_> = (0..300).map(|_| connect(at)).collect();
+    let mut served = 0;
+    for stream in &mut streams {
+        let said = stream.write_all(b"x").is_ok();
+        let mut byte = [0; 1];
+        served += usize::from(said && stream.read_exact(&mut byte).is_ok());
+    }
+    assert!((20..150).contains(&served), "{served} of 300");
+    assert_eq!(
+        host.task("echo.0").number("connections"),
+        u64::try_from(served).unwrap()
+    );
+    let _ = host.ask(&["restart", "echo"]);
+    host.until_task("echo.0", |it| it.number("generation") == 2);
+    drop(streams);
+    exchange(&mut connect(at), "again");
+}

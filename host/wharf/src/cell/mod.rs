@@ -25,7 +25,6 @@ pub mod console;
 pub mod events;
 pub mod protocol;
 
-mod headroom;
 mod logger;
 mod meters;
 mod policies;

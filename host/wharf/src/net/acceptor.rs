@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -13,6 +14,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::board::{Board, Port, Routed, Router, Waiting, ring};
 use super::{NetError, Publish, WAITING_MAX};
+use crate::headroom;
 
 /// Connections that wait for the acceptor in the kernel.
 const BACKLOG: i32 = 1024;
@@ -55,6 +57,7 @@ impl Acceptor {
         router: Box<Router>,
         tasks: impl Iterator<Item = (&'a str, &'a [Publish])>,
     ) -> Result<Self, NetError> {
+        headroom::use_all_descriptors();
         let mut ports = Vec::new();
         let mut listeners = Vec::new();
         for (task, (name, published)) in tasks.enumerate() {
@@ -124,6 +127,8 @@ struct Serving {
     listeners: Vec<Listener>,
     epoll: Epoll,
     over: Arc<AtomicBool>,
+    /// Whether it was said that there are too many connections.
+    said_full: bool,
 }
 
 impl Serving {
@@ -148,6 +153,7 @@ impl Serving {
             listeners,
             epoll,
             over,
+            said_full: false,
         })
     }
 
@@ -192,7 +198,15 @@ impl Serving {
                 return;
             };
             match listener.socket.accept() {
+                Ok((socket, _)) if !headroom::has_room_for(socket.as_fd()) => {
+                    reset(&socket);
+                    if !self.said_full {
+                        self.said_full = true;
+                        log::warn!("connections are refused: raise `ulimit -n` for more of them");
+                    }
+                }
                 Ok((socket, source)) => {
+                    self.said_full = false;
                     // A socket that refuses its options is as good without them.
                     let _ = prepare(&socket);
                     if let Some(source) = source.as_socket() {

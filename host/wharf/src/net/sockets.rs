@@ -19,6 +19,7 @@ use wharf_machine::device::{Close, Happening, Network, StreamId};
 use super::acceptor::{prepare, reset};
 use super::board::{Arrival, Board, Door, Guest, Routed, Traffic, Waiting, next_id};
 use super::{CONNECTIONS_MAX, NetError};
+use crate::headroom;
 
 /// Events that are taken in at a stretch.
 const EVENTS: usize = 256;
@@ -235,6 +236,9 @@ impl Network for Sockets {
             Some(port) => self.between(port)?,
             None => self.outside(to)?,
         };
+        if !headroom::has_room_for(socket.as_fd()) {
+            return Err(Refusal::TooMany);
+        }
         self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
         self.add(socket, true).ok_or(Refusal::TooMany)
     }

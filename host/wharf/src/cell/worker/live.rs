@@ -18,11 +18,11 @@ use wharf_policy::Slots;
 use super::kick::Kicks;
 use super::{Birth, ToWorker};
 use crate::cell::console::ConsoleRing;
-use crate::cell::headroom;
 use crate::cell::logger::LogTarget;
 use crate::cell::meters::{self, Activity, Meters};
 use crate::cell::{Shared, TaskSpec};
 use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::headroom;
 use crate::net::{Guest, NetError, Sockets};
 
 /// How long a guest that writes more than its log file takes is kept waiting.

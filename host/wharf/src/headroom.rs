@@ -1,15 +1,19 @@
-//! What guests leave to the host: a cell whose guests took every descriptor could
-//! not be told to stop one.
+//! What guests and their clients leave to the host: a cell whose guests took every
+//! descriptor could not be told to stop one.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 
 /// Descriptors that are left to clients of the control socket, log files and images
 /// that are read; a quarter of them all when that is less.
 const DESCRIPTORS: u64 = 80;
+
+/// Descriptors that connections leave besides: clients must not keep guests from being
+/// started; half of them all when that is less.
+const DESCRIPTORS_OF_CONNECTIONS: u64 = 160;
 
 /// Address space that is left to the host: consoles, clients, metrics. Enough for
 /// the full consoles of all guests that a cell may have.
@@ -17,7 +21,7 @@ const ADDRESS_SPACE: usize = 64 << 20;
 
 /// There is not enough left for a guest.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Exhausted {
+pub(crate) enum Exhausted {
     /// Descriptors.
     #[error(
         "the host's descriptors are nearly used up: raise `ulimit -n`, which is {limit}, \
@@ -43,9 +47,28 @@ pub(super) enum Exhausted {
 
 /// Says whether another guest leaves enough for the host. Others may take it before
 /// the guest does; what is left has room for that.
-pub(super) fn check() -> Result<(), Exhausted> {
+pub(crate) fn check() -> Result<(), Exhausted> {
     descriptors()?;
     address_space()
+}
+
+/// Whether a connection may keep this descriptor of its.
+pub(crate) fn has_room_for(connection: BorrowedFd<'_>) -> bool {
+    let limit = limit(Resource::RLIMIT_NOFILE);
+    // The kernel gives out the lowest number that is free.
+    let used = u64::try_from(connection.as_raw_fd()).unwrap_or(0);
+    used.saturating_add(DESCRIPTORS_OF_CONNECTIONS.min(limit >> 1)) < limit
+}
+
+/// Lets this process have as many descriptors as its operator allows: the usual limit
+/// is for programs that use select(2).
+pub(crate) fn use_all_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        // If not, there are fewer connections.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 fn descriptors() -> Result<(), Exhausted> {
