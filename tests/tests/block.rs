@@ -263,6 +263,32 @@ fn a_host_runs_tasks_on_disks_and_gives_them_back_at_a_restart() {
 
 /// Every way in which a device cannot be had: one line with task, device and way out.
 #[test]
+fn a_disk_that_is_misspelt_is_refused_and_none_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("d.img");
+    let given = |options: &str| disk(&path, options);
+    for (disks, status, told) in [
+        (
+            vec![given(",readonly,size=1MiB")],
+            2,
+            "\"readonly\" is no option",
+        ),
+        (vec![given(",bogus")], 2, "\"bogus\" is no option"),
+        (vec!["data=memory".to_owned()], 2, "memory needs a size"),
+        (
+            vec![given(",size=1MiB"), "data=memory:1MiB".to_owned()],
+            125,
+            "--block says twice what data is",
+        ),
+    ] {
+        let printed = output(&mut run("disk", &disks, &[]));
+        assert_eq!(printed.status, status, "{disks:?}");
+        assert!(printed.stderr.contains(told), "{}", printed.stderr);
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn each_refusal_names_task_device_and_way_out() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();

@@ -681,7 +681,7 @@ fn a_check_of_a_good_file_leaves_nothing_behind() {
     let check = output(host.up_command(&["--check"]).stdout(Stdio::piped()));
     assert_eq!((check.status, check.stderr.as_str()), (0, ""));
     assert!(
-        check.stdout.ends_with("wharf.toml: 1 tasks, good\n"),
+        check.stdout.ends_with("wharf.toml: 1 task, good\n"),
         "{}",
         check.stdout
     );

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         return status.into();
     }
     let Some((_, die)) = WAYS.iter().find(|(name, _)| *name == way) else {
-        println!("no way to die is called `{way}`");
+        println!("no way to die is called `{way}`; without an argument this lists them");
         return ExitCode::FAILURE;
     };
     die();

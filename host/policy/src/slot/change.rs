@@ -160,7 +160,11 @@ pub enum SwapRefusal {
         reason: String,
     },
     /// Nobody asked.
-    #[error("only {asked} of {wanted} questions came within {} s: nothing was changed", patience.as_secs())]
+    #[error(
+        "only {asked} of {wanted} questions came within {} s: nothing was changed; a scheduler \
+         is asked when several guests are ready on one worker, a router when somebody connects: \
+         see to that, or wait longer with --within", patience.as_secs()
+    )]
     FewQuestions {
         /// Questions that came.
         asked: u64,

@@ -14,7 +14,8 @@ use crate::control::{Client, ClientError, default_path};
 /// How long to wait without a word.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Which host is meant.
+// Which host is meant. No documentation comment: clap would describe every command with
+// it that takes this.
 #[derive(Debug, clap::Args)]
 pub(super) struct Host {
     /// The host's socket [default: $XDG_RUNTIME_DIR/wharf.sock, else /run/wharf.sock]

@@ -79,6 +79,12 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
         progress,
     };
     let image = Image::open(&Source::find(&args.image)?.image_path(options)?)?;
+    for (at, block) in args.block.iter().enumerate() {
+        let before = args.block.iter().take(at);
+        if before.clone().any(|it| it.device == block.device) {
+            bail!("--block says twice what {} is: say it once", block.device);
+        }
+    }
     let config = RunConfig {
         boot: BootConfig {
             memory: args.memory.unwrap_or(MEMORY_DEFAULT),
@@ -116,8 +122,7 @@ fn text(arg: OsString) -> anyhow::Result<String> {
     }
 }
 
-/// Reads `NAME=FILE[,ro|,cow][,size=SIZE]` or `NAME=memory:SIZE`. A file whose name
-/// ends in one of these words is named by a path that does not.
+/// Reads `NAME=FILE[,ro|,cow][,size=SIZE]` or `NAME=memory:SIZE`.
 fn parse_block(text: &str) -> Result<Block, String> {
     let form = "write NAME=FILE, NAME=FILE,ro, NAME=FILE,cow, or NAME=memory:64MiB";
     let (device, rest) = text.split_once('=').ok_or(form)?;
@@ -151,6 +156,17 @@ fn parse_block(text: &str) -> Result<Block, String> {
     }
     if file.is_empty() {
         return Err(format!("there is no file: {form}"));
+    }
+    if let Some((_, option)) = file.rsplit_once(',') {
+        return Err(format!(
+            "{option:?} is no option (a file whose name has a comma needs a wharf.toml): {form}, \
+             each with ,size=64MiB to make it"
+        ));
+    }
+    if file == "memory" {
+        return Err(
+            "memory needs a size, as in memory:64MiB; a file of that name is ./memory".to_owned(),
+        );
     }
     let file = PathBuf::from(file);
     let medium = Medium::File { file, size, mode };

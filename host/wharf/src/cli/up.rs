@@ -61,8 +61,11 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         Err(error) => return Err(error.into()),
     };
     if args.check {
-        let tasks = config.tasks.len();
-        output::print(format!("{}: {tasks} tasks, good\n", args.file.display()).as_bytes())?;
+        let tasks = match config.tasks.len() {
+            1 => "1 task".to_owned(),
+            tasks => format!("{tasks} tasks"),
+        };
+        output::print(format!("{}: {tasks}, good\n", args.file.display()).as_bytes())?;
         return Ok(0);
     }
     let own = config.host.socket.clone();
