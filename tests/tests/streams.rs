@@ -465,6 +465,53 @@ fn a_router_pins_connections_to_one_replica() {
     assert_eq!(host.task("echo.1").number("connections"), 6);
 }
 
+/// Two versions of one service side by side, on one port: the next one gets its share
+/// of the clients, each of which stays with what it got.
+#[test]
+fn a_canary_shares_the_port_of_the_task_that_it_joins() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let plugin = root().join("plugins/canary");
+    let built = output(&mut wharf(["build", plugin.to_str().unwrap()]));
+    assert_eq!(built.status, 0, "{}", built.stderr);
+    let toml = format!(
+        "[policy.router]\nplugin = {:?}\nconfig = {{ sticky = false }}\n",
+        built.stdout.trim_end()
+    ) + &task("old", "http", &["--greeting", "old"], &published(at, 80))
+        + &task(
+            "new",
+            "http",
+            &["--greeting", "new"],
+            "joins = \"old\"\nlabels = { canary = \"30\" }",
+        );
+    let host = Host::up(directory.path(), &toml);
+    // Both have to be there before shares mean anything.
+    host.until("both serve", || {
+        let _ = get(at, "/");
+        let counts = ["old.0", "new.0"].map(|it| host.task(it).number("connections_total"));
+        counts.iter().all(|it| *it > 0).then_some(())
+    });
+    let answers: Vec<String> = (0..400).map(|_| get(at, "/")).collect();
+    let new = answers.iter().filter(|it| it.ends_with("new")).count();
+    let old = answers.iter().filter(|it| it.ends_with("old")).count();
+    assert_eq!(new + old, 400);
+    // By lot: 120 are expected, and four standard deviations are 37.
+    assert!((80..160).contains(&new), "{new} of 400");
+    // Without the plugin, connections go to who has the fewest: both serve.
+    let _ = host.ask(&["policy", "swap", "router", "built-in"]);
+    let mut held: Vec<_> = (0..10).map(|_| connect(at)).collect();
+    for stream in &mut held {
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: it\r\n\r\n")
+            .unwrap();
+        stream.read_exact(&mut [0; 1]).unwrap();
+    }
+    for replica in ["old.0", "new.0"] {
+        assert_eq!(host.task(replica).number("connections"), 5);
+    }
+}
+
 /// `fetch` of one address, under an allow-list or nothing.
 fn fetch(allow: Option<&str>, to: &str, more: &str) -> (u64, String) {
     let directory = tempfile::tempdir().unwrap();

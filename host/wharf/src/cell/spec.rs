@@ -48,6 +48,9 @@ pub struct TaskSpec {
     pub blocks: Vec<Block>,
     /// Its ports that can be reached from outside.
     pub publish: Vec<Publish>,
+    /// The task whose published ports lead to this one as well: its next version, or
+    /// another that does the same.
+    pub joins: Option<String>,
     /// Where its console goes besides the ring.
     pub log: Option<LogFile>,
     /// The operator's words about it.

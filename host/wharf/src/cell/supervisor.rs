@@ -59,6 +59,8 @@ pub(super) fn start(
 /// One replica: what it is and what it left behind so far.
 struct Member {
     task: usize,
+    /// The place of the task whose ports lead here, too.
+    joins: Option<usize>,
     index: u32,
     spec: Arc<TaskSpec>,
     console: Arc<ConsoleRing>,
@@ -90,13 +92,17 @@ fn members(tasks: Vec<TaskSpec>) -> Result<Vec<Member>, CellError> {
     let mut logger = Logger::default();
     let mut members = Vec::new();
     let mut files = Vec::new();
+    let names: Vec<String> = tasks.iter().map(|it| it.name.clone()).collect();
     for (task, spec) in tasks.into_iter().enumerate() {
+        let joined = |name: &String| names.iter().position(|it| it == name);
+        let joins = spec.joins.as_ref().and_then(joined);
         let file = spec.log.as_ref().map(|log| logger.add(log));
         let spec = Arc::new(spec);
         for index in 0..spec.replicas {
             files.push(file);
             members.push(Member {
                 task,
+                joins,
                 index,
                 spec: Arc::clone(&spec),
                 console: Arc::default(),
@@ -272,6 +278,7 @@ impl Supervisor {
             let birth = Birth {
                 key,
                 task: member.task,
+                joins: member.joins,
                 spec: Arc::clone(&member.spec),
                 console: Arc::clone(&member.console),
                 meters: Arc::clone(&member.meters),

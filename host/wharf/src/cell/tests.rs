@@ -86,6 +86,7 @@ fn task(restart: Restart) -> TaskSpec {
             size: u64::MAX,
             keep: 0,
         }),
+        joins: Some("other".to_owned()),
         publish: vec![Publish {
             address: "[::1]:8080".parse().unwrap(),
             guest_port: 80,
@@ -197,6 +198,7 @@ fn what_a_cell_is_started_with_survives() {
         labels: BTreeMap::new(),
         blocks: Vec::new(),
         publish: Vec::new(),
+        joins: None,
         ..task(Restart::Never)
     };
     there_and_back(&CellConfig {

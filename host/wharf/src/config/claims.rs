@@ -1,6 +1,6 @@
 //! What only one task can have, and what all of them share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
 
@@ -21,6 +21,10 @@ pub(super) struct Claims {
     /// Disks' files, and whether one is written.
     disks: BTreeMap<PathBuf, (usize, bool)>,
     ports: BTreeMap<(bool, u16), BTreeMap<IpAddr, usize>>,
+    /// Tasks with published ports.
+    publishing: BTreeSet<String>,
+    /// Whose ports others want to share, and where that is said.
+    joins: Vec<(String, usize)>,
     replicas: u32,
 }
 
@@ -100,6 +104,25 @@ impl Claims {
             field.wrong(what, found);
         } else {
             taken.insert(ip, field.at());
+        }
+    }
+
+    pub(super) fn publishes(&mut self, name: &str) {
+        self.publishing.insert(name.to_owned());
+    }
+
+    pub(super) fn joins(&mut self, field: Field<'_>, name: &str) {
+        self.joins.push((name.to_owned(), field.at()));
+    }
+
+    /// Looks at what only all tasks together tell.
+    pub(super) fn finish(&self, found: &mut Findings<'_>) {
+        for (name, at) in &self.joins {
+            if !self.publishing.contains(name) {
+                let named = quote(name);
+                let what = format!("joins {named} is no task that publishes a port: name one");
+                found.add(*at, what);
+            }
         }
     }
 

@@ -157,10 +157,12 @@ fn read_tasks(root: Section<'_>, found: &mut Findings<'_>) -> Vec<Task> {
         field.wrong("is empty: add [[task]] with a name and an image", found);
     }
     let mut claims = Claims::default();
-    items
+    let tasks = items
         .into_iter()
         .filter_map(|item| Task::read(item, &mut claims, found))
-        .collect()
+        .collect();
+    claims.finish(found);
+    tasks
 }
 
 fn exceeds_max(len: usize) -> bool {

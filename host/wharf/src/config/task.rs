@@ -28,6 +28,7 @@ const WEIGHT: Key = Key::new("weight", "weight = 100");
 const RESTART: Key = Key::new("restart", "restart = \"on-failure\"");
 const STOP_TIMEOUT: Key = Key::new("stop-timeout", "stop-timeout = \"5s\"");
 const PUBLISH: Key = Key::new("publish", "publish = [\"127.0.0.1:8080:80\"]");
+const JOINS: Key = Key::new("joins", "joins = \"web\"");
 const LABELS: Key = Key::new("labels", "labels = { tier = \"front\" }");
 const LOG: Key = Key::new("log", "log = { file = \"web.log\" }");
 const BLOCK: Key = Key::new("block", "[[task.block]]");
@@ -41,6 +42,7 @@ const KEYS: &[Key] = &[
     RESTART,
     STOP_TIMEOUT,
     PUBLISH,
+    JOINS,
     LABELS,
     LOG,
     BLOCK,
@@ -110,6 +112,9 @@ impl Task {
                 .get(PUBLISH)
                 .and_then(|it| publish::read_all(it, claims, found))
                 .unwrap_or_default(),
+            joins: section
+                .get(JOINS)
+                .and_then(|it| read_joins(it, claims, found)),
             weight: weight
                 .and_then(|it| it.number(1..=WEIGHT_MAX, found))
                 .unwrap_or(WEIGHT_DEFAULT),
@@ -124,8 +129,18 @@ impl Task {
                 .and_then(|it| read_labels(it, found))
                 .unwrap_or_default(),
         };
+        if !spec.publish.is_empty() {
+            claims.publishes(&spec.name);
+        }
         Some(Self { spec })
     }
+}
+
+/// Which task it is may come later in the file.
+fn read_joins(field: Field<'_>, claims: &mut Claims, found: &mut Findings<'_>) -> Option<String> {
+    let name = field.text(found)?;
+    claims.joins(field, name);
+    Some(name.to_owned())
 }
 
 fn read_name(field: Field<'_>, claims: &mut Claims, found: &mut Findings<'_>) -> Option<String> {

@@ -279,7 +279,7 @@ fn each_mistake_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "[[task]]\nname = \"a\"\nimage = \"i\"\nhost = 1",
-            "4:1: unknown key \"host\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, labels, log, block",
+            "4:1: unknown key \"host\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block",
         ),
         (
             "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.sheduler]\nplugin = \"p\"",
@@ -361,7 +361,7 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "colour = \"red\"",
-            "4:1: unknown key \"colour\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, labels, log, block",
+            "4:1: unknown key \"colour\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block",
         ),
         (
             "args = \"a\"",
@@ -486,6 +486,14 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         (
             "log = { file = \"a\", sise = \"1MiB\" }",
             "4:21: unknown key \"sise\": did you mean \"size\"?",
+        ),
+        (
+            "joins = 7",
+            "4:9: joins cannot be an integer: write joins = \"web\"",
+        ),
+        (
+            "joins = \"webb\"",
+            "4:9: joins \"webb\" is no task that publishes a port: name one",
         ),
         (
             "publish = \"80:80\"",

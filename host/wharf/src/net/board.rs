@@ -56,6 +56,8 @@ pub(super) struct Port {
 pub struct Guest {
     /// Its task's place in the configuration.
     pub task: usize,
+    /// The task whose ports lead to it as well.
+    pub joins: Option<usize>,
     /// Number of the replica in the cell.
     pub replica: u32,
     /// Which life of it.
@@ -174,7 +176,8 @@ impl Board {
         let mut doors: Vec<(u32, Arc<Door>)> = self
             .doors()
             .iter()
-            .filter(|it| it.guest.task == port.task && it.is_open.load(Ordering::Acquire))
+            .filter(|it| it.guest.task == port.task || it.guest.joins == Some(port.task))
+            .filter(|it| it.is_open.load(Ordering::Acquire))
             .map(|it| (it.traffic.open.load(Ordering::Relaxed), Arc::clone(it)))
             .filter(|(connections, _)| *connections < CONNECTIONS_MAX)
             .collect();

@@ -80,6 +80,7 @@ impl Live {
         let Birth {
             key,
             task: place,
+            joins,
             spec,
             console,
             meters,
@@ -90,6 +91,7 @@ impl Live {
         let image = Image::open(&spec.image).map_err(|e| line(&e))?;
         let guest = Guest {
             task: place,
+            joins,
             replica: u32::try_from(key.replica).unwrap_or(u32::MAX),
             generation: key.generation,
         };

@@ -86,6 +86,8 @@ pub(super) struct Birth {
     pub(super) key: TaskKey,
     /// The task's place in the configuration.
     pub(super) task: usize,
+    /// The same of the task whose ports lead to this one as well.
+    pub(super) joins: Option<usize>,
     pub(super) spec: Arc<TaskSpec>,
     pub(super) console: Arc<ConsoleRing>,
     pub(super) meters: Arc<Meters>,
