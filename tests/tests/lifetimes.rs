@@ -56,3 +56,27 @@ fn down_ends_when_another_host_takes_the_place() {
     assert_eq!(host.tasks().len(), 1);
     let _ = host.ask(&["down"]);
 }
+
+#[test]
+fn of_two_detached_at_once_one_is_up_and_the_other_says_who_is() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let host = host(directory.path(), "");
+    let up = || output(&mut host.up_command(&["--detach"]));
+    let (one, two) = thread::scope(|scope| {
+        let (one, two) = (scope.spawn(up), scope.spawn(up));
+        (one.join().unwrap(), two.join().unwrap())
+    });
+    let (good, refused) = if one.status == 0 {
+        (one, two)
+    } else {
+        (two, one)
+    };
+    assert_eq!((good.status, refused.status), (0, 125), "{refused:?}");
+    assert_eq!(refused.stderr.lines().count(), 1, "{refused:?}");
+    let pid = host.pid().unwrap();
+    let who = format!("process {pid} serves");
+    assert!(refused.stderr.contains(&who), "{refused:?}");
+    let _ = host.ask(&["down"]);
+    assert_eq!(host.pid(), None, "nobody takes over later");
+}

@@ -25,6 +25,9 @@ use crate::text::{one_line, visible};
 /// How long a detached host may take to bring its tasks up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long it may take to find that the socket is another's.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The tasks, as TOML
@@ -290,7 +293,18 @@ fn detach(args: &Args, socket: &Path) -> anyhow::Result<u8> {
         if let Some(status) = child.try_wait()? {
             bail!("the host ended ({status}): {}", last_line(said)?);
         }
-        if let Ok(tasks) = client.tasks(None)
+        let serving = client.host().map(|host| host.pid);
+        if serving.as_ref().is_ok_and(|pid| *pid != child.id()) && start.elapsed() > PATIENCE {
+            // Two hosts of one file is what nobody wanted.
+            child.kill().and_then(|()| child.wait())?;
+            bail!(
+                "another wharf serves {}: end it with `wharf down`, or choose another socket \
+                 with --socket",
+                socket.display()
+            );
+        }
+        if serving.is_ok_and(|pid| pid == child.id())
+            && let Ok(tasks) = client.tasks(None)
             && (tasks.iter().all(has_begun) || start.elapsed() > START_PATIENCE)
         {
             for task in tasks.iter().filter(|task| !lives(task)) {
