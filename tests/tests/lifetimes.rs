@@ -80,3 +80,35 @@ fn of_two_detached_at_once_one_is_up_and_the_other_says_who_is() {
     let _ = host.ask(&["down"]);
     assert_eq!(host.pid(), None, "nobody takes over later");
 }
+
+/// Its plugin takes seconds to compile.
+#[test]
+fn a_signal_ends_a_host_that_does_not_serve_yet() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let slow = "(block (loop (br_if 1 (i32.eqz (local.get 0))) (br 0)))".repeat(40);
+    let slow = format!("(func (param i32) {slow})").repeat(1000);
+    PluginWat::new("scheduler")
+        .item(&slow)
+        .write(&directory.path().join("slow.wasm"));
+    let policy = "[policy.scheduler]\nplugin = \"slow.wasm\"\n";
+    let host = host(directory.path(), policy);
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut command = host.up_command(&[]);
+        command.env("XDG_CACHE_HOME", directory.path().join("none"));
+        let mut up = command.stderr(Stdio::null()).spawn().unwrap();
+        let pid = up.id();
+        // It compiles: the thread that hears signals is there, and nobody serves.
+        host.until("it hears signals", || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+            let mut names =
+                threads.filter_map(|it| fs::read_to_string(it.ok()?.path().join("comm")).ok());
+            names.any(|name| name == "signals\n").then_some(())
+        });
+        kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
+        let status = poll(|| wharf_tests::host::status(&mut up));
+        let _ = up.kill();
+        assert_eq!(status, Some(128 + signal as i32));
+        assert!(!host.socket().exists());
+    }
+}

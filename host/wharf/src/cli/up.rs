@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueHint;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal, raise};
 use wharf_machine::image::Image;
 
 use super::{host, output};
@@ -103,16 +103,16 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     let server = Server::bind(socket)?;
     let routed = config.policies.router.is_some();
     let tasks = specs(&config.tasks, args.strict, routed, progress)?;
-    // Before any thread starts, so that all of them leave these to the one that
-    // waits for them.
-    let stops = block_stops().context("cannot block signals")?;
-    let workers = config.host.workers.unwrap_or_else(cores);
     let policies = policies(&config.policies, progress)?;
+    // Before any other thread starts, so that all of them leave signals to it.
+    let signals = Signals::hear(socket)?;
+    let workers = config.host.workers.unwrap_or_else(cores);
     let (cell, supervisor) = Cell::start(CellConfig {
         workers,
         tasks,
         policies,
     })?;
+    signals.end(cell.clone());
     let serving = server.start(
         cell.clone(),
         ServeConfig {
@@ -120,7 +120,6 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
             config: Some(args.file.clone()),
         },
     )?;
-    end_on_signals(stops, cell.clone())?;
     let over = Arc::new(AtomicBool::new(false));
     let teller = if args.detached {
         forget_stderr()?;
@@ -226,17 +225,46 @@ fn cores() -> u32 {
     u32::try_from(cores).unwrap_or(1)
 }
 
-/// The first signal ends the cell in order, the second at once.
-fn end_on_signals(stops: SigSet, cell: Cell) -> anyhow::Result<()> {
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            while stops.wait().is_ok() {
-                cell.down();
-            }
-        })
-        .context("cannot start a thread")?;
-    Ok(())
+/// What hears the signals that ask for an end. Plugins are compiled and tried before
+/// there is a cell, which may take half a minute: a signal then ends the process.
+struct Signals {
+    cell: Arc<Mutex<Option<Cell>>>,
+}
+
+impl Signals {
+    /// Hears them from now on; `socket` goes with the process.
+    fn hear(socket: &Path) -> anyhow::Result<Self> {
+        let stops = block_stops().context("cannot block signals")?;
+        let cell: Arc<Mutex<Option<Cell>>> = Arc::default();
+        let (heard, socket) = (Arc::clone(&cell), socket.to_owned());
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                while let Ok(signal) = stops.wait() {
+                    let cell = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    match cell.as_ref() {
+                        Some(cell) => cell.down(),
+                        None => end_by(signal, stops, &socket),
+                    }
+                }
+            })
+            .context("cannot start a thread")?;
+        Ok(Self { cell })
+    }
+
+    /// From now on the first signal ends this cell in order, the second at once.
+    fn end(&self, cell: Cell) {
+        *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
+    }
+}
+
+/// Ends the process as this signal ends one that does not expect it: whoever started it
+/// sees that.
+fn end_by(signal: Signal, stops: SigSet, socket: &Path) {
+    // Nobody has been served there, and the lock beside it is still held.
+    let _ = std::fs::remove_file(socket);
+    let _ = stops.thread_unblock();
+    let _ = raise(signal);
 }
 
 /// Says on standard error what happens, until the cell is over.
