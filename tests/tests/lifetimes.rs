@@ -112,3 +112,18 @@ fn a_signal_ends_a_host_that_does_not_serve_yet() {
         assert!(!host.socket().exists());
     }
 }
+
+#[test]
+fn a_file_does_not_command_the_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    let strange = directory.path().join("e\u{1b}[31mX\u{202e}");
+    fs::create_dir(&strange).unwrap();
+    let host = host(&strange, "");
+    let mut check = host.up_command(&["--check"]);
+    let printed = output(check.stdout(Stdio::piped()));
+    assert_eq!(printed.status, 0, "{printed:?}");
+    assert!(
+        printed.stdout.contains("e\\u{1b}[31mX\\u{202e}/wharf.toml"),
+        "{printed:?}"
+    );
+}

@@ -20,7 +20,7 @@ use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
 use crate::device::attach;
 use crate::run::signals::block_stops;
-use crate::text::{one_line, visible};
+use crate::text::{one_line, printable, visible};
 
 /// How long a detached host may take to bring its tasks up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -65,7 +65,7 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     };
     if args.check {
         let tasks = config.tasks.len();
-        output::print(format!("{}: {tasks} tasks, good\n", args.file.display()).as_bytes())?;
+        output::print(format!("{}: {tasks} tasks, good\n", shown(&args.file)).as_bytes())?;
         return Ok(0);
     }
     let own = config.host.socket.clone();
@@ -79,6 +79,11 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     } else {
         serve(args, &config, &socket, progress)
     }
+}
+
+/// A path as a terminal may have it.
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
 }
 
 /// Every problem on a line of its own; the status of a refusal.
@@ -342,7 +347,7 @@ fn detach(args: &Args, socket: &Path) -> anyhow::Result<u8> {
             let (replicas, pid) = (tasks.len(), child.id());
             let up = format!(
                 "{replicas} replicas, pid {pid}, socket {}\n",
-                socket.display()
+                shown(socket)
             );
             output::print(up.as_bytes())?;
             return Ok(0);
