@@ -114,6 +114,21 @@ fn a_signal_ends_a_host_that_does_not_serve_yet() {
 }
 
 #[test]
+fn a_directory_whose_name_is_no_text_is_as_good_as_any() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let strange = directory.path().join(OsStr::from_bytes(b"x\xffy"));
+    fs::create_dir(&strange).unwrap();
+    let host = host(&strange, "");
+    let up = output(&mut host.up_command(&["--detach"]));
+    assert_eq!(up.status, 0, "{up:?}");
+    let (status, body) = host.http("GET", "/v1/host");
+    assert_eq!(status, 200, "{body}");
+    assert!(body.contains("x\u{fffd}y/wharf.toml"), "{body}");
+    assert_eq!(host.ask(&["down"]), "");
+}
+
+#[test]
 fn a_file_does_not_command_the_terminal() {
     let directory = tempfile::tempdir().unwrap();
     let strange = directory.path().join("e\u{1b}[31mX\u{202e}");
