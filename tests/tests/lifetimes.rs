@@ -129,6 +129,26 @@ fn a_directory_whose_name_is_no_text_is_as_good_as_any() {
 }
 
 #[test]
+fn a_check_refuses_a_socket_that_could_not_be_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let _ = host(directory.path(), "");
+    let long = directory.path().join("x".repeat(120));
+    for (socket, reason) in [
+        (long.as_path(), "the kernel takes 107"),
+        (directory.path(), "is there and no socket"),
+        (Path::new("/dev/null"), "is there and no socket"),
+    ] {
+        let mut check = wharf(["up", "--check", "--socket"]);
+        check.arg(socket).arg(directory.path().join("wharf.toml"));
+        let printed = output(&mut check);
+        assert_eq!(printed.status, 125, "{printed:?}");
+        assert!(printed.stderr.contains(reason), "{printed:?}");
+        assert_eq!(printed.stderr.lines().count(), 1, "{printed:?}");
+    }
+    assert!(!Path::new("/dev/null.lock").exists());
+}
+
+#[test]
 fn a_file_does_not_command_the_terminal() {
     let directory = tempfile::tempdir().unwrap();
     let strange = directory.path().join("e\u{1b}[31mX\u{202e}");

@@ -63,17 +63,18 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         Err(error) if args.check => return Ok(tell_problems(&error)),
         Err(error) => return Err(error.into()),
     };
-    if args.check {
-        let tasks = config.tasks.len();
-        output::print(format!("{}: {tasks} tasks, good\n", shown(&args.file)).as_bytes())?;
-        return Ok(0);
-    }
     let own = config.host.socket.clone();
     let socket = args
         .socket
         .clone()
         .or(own)
         .unwrap_or_else(control::default_path);
+    if args.check {
+        Server::check(&socket)?;
+        let (file, tasks) = (shown(&args.file), config.tasks.len());
+        output::print(format!("{file}: {tasks} tasks, good\n").as_bytes())?;
+        return Ok(0);
+    }
     if args.detach {
         detach(args, &socket)
     } else {
@@ -345,10 +346,7 @@ fn detach(args: &Args, socket: &Path) -> anyhow::Result<u8> {
                 output::complain(&format!("{}: {reason}", host::replica(task)));
             }
             let (replicas, pid) = (tasks.len(), child.id());
-            let up = format!(
-                "{replicas} replicas, pid {pid}, socket {}\n",
-                shown(socket)
-            );
+            let up = format!("{replicas} replicas, pid {pid}, socket {}\n", shown(socket));
             output::print(up.as_bytes())?;
             return Ok(0);
         }
