@@ -187,7 +187,10 @@ fn a_flood_of_log_lines() {
         (slot(&host).number("calls") > 500).then_some(())
     });
     let seconds = begin.elapsed().as_secs() + 2;
-    let lines = host.said().matches("hand-made 1.0.0: noise").count();
+    let lines = host
+        .said()
+        .matches("scheduler: hand-made 1.0.0: noise")
+        .count();
     assert!(lines > 0, "what it says is told: {}", host.said());
     // Its trials are instances of their own, each with a first second.
     let most = usize::try_from(seconds * 11 + 30).unwrap();

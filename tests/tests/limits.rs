@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Hypercall, Interest};
+use wharf_tests::command::{app, output, wharf};
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, exit, kvm};
 use wharf_tests::host::{Host, Object, poll, status};
@@ -214,6 +215,52 @@ fn a_log_file_that_may_not_grow_ends_nobody() {
     assert!(!host.ask(&["logs", "web", "--tail", "1"]).is_empty());
     host.signal(Signal::SIGTERM);
     assert_eq!(host.status(), 0);
+}
+
+/// Found by hand: the signal that such a write sends stayed pending on the worker, and no
+/// guest of its ran again.
+#[test]
+fn a_disk_that_may_not_be_written_that_far_is_its_guests_misfortune() {
+    let Some(_) = kvm() else { return };
+    let directory = directory();
+    let disk = directory.path().join("d.img");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let block = format!(
+        "restart = \"never\"\n[[task.block]]\ndevice = \"data\"\nfile = \"{}\"",
+        disk.display()
+    );
+    let toml = "[host]\nworkers = 1\n".to_owned()
+        + &task("disk", app("disk").to_str().unwrap(), &block)
+        + &task("other", "floods", "");
+    let mut host = limited(directory.path(), "ulimit -f 64", &toml);
+    let disk = host.until_task("disk.0", |task| task.optional("exit_status").is_some());
+    assert_ne!(disk.optional("exit_status"), Some(0), "{disk:?}");
+    let said = host.ask(&["logs", "disk"]);
+    assert!(!said.contains("flushed"), "{said}");
+    let written = host.task("other.0").number("console_bytes");
+    host.until_task("other.0", |task| {
+        task.number("console_bytes") > written + (1 << 20)
+    });
+    host.signal(Signal::SIGTERM);
+    assert_eq!(host.status(), 0);
+}
+
+#[test]
+fn who_may_not_make_a_file_that_large_is_told() {
+    let Some(_) = kvm() else { return };
+    let directory = directory();
+    let run = wharf(["run", "--block", "data=d.img,size=1MiB"]);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -f 64 && exec \"$0\" \"$@\""])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .arg(app("disk"))
+        .current_dir(directory.path());
+    let printed = output(&mut shell);
+    assert_eq!(printed.status, 125, "{printed:?}");
+    assert_eq!(printed.stderr.lines().count(), 1, "{printed:?}");
+    assert!(printed.stderr.contains("d.img"), "{printed:?}");
 }
 
 /// A host whose standard error is this, in the foreground.

@@ -114,7 +114,10 @@ impl Instance {
     /// When there is no room for it, or its start function traps.
     pub fn new(plugin: &Arc<Plugin>) -> Result<Self, Fault> {
         let engine = &plugin.engine;
-        let mut store = Store::new(&engine.wasmtime, Sandbox::new(plugin.title()));
+        let mut store = Store::new(
+            &engine.wasmtime,
+            Sandbox::new(plugin.title(), &plugin.slots()),
+        );
         store.limiter(|sandbox| &mut sandbox.limits);
         store.epoch_deadline_callback(tick);
         let _calling = allow(engine, &mut store, SET_UP_TIME);
@@ -223,6 +226,7 @@ impl Instance {
     /// When it fails to answer within `limit`.
     pub fn ask(&mut self, question: &Question, limit: Duration) -> Result<Answer, Fault> {
         let store = &mut self.store;
+        store.data_mut().in_slot(question.slot());
         let other = Fault::OtherSlot(question.slot());
         match question {
             Question::Next(view) => self.next(view, limit).map(Answer::Next),

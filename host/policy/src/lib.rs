@@ -25,6 +25,7 @@
 )]
 
 mod bindings;
+mod bounds;
 mod clock;
 mod engine;
 mod instance;
@@ -39,6 +40,7 @@ mod stats;
 mod trace;
 
 pub use bindings::VERSION;
+pub use bounds::Excess;
 pub use clock::now;
 pub use engine::{Engine, EngineError, default_cache};
 pub use instance::{Fault, Instance, Setup, State, TaskFacts};

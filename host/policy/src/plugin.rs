@@ -14,6 +14,7 @@ use wharf_model::policy::SlotName;
 use wharf_model::policy::check::short;
 
 use crate::bindings::{VERSION, lifecycle, router, scheduler, upgrader};
+use crate::bounds::{self, Excess};
 use crate::engine::Engine;
 use crate::instance::{Fault, Instance, shape};
 use crate::sandbox::Sandbox;
@@ -43,6 +44,9 @@ pub enum Refusal {
     /// It is something else.
     #[error("it is no WebAssembly component")]
     NoComponent,
+    /// It could stall the host or end it while it is compiled.
+    #[error(transparent)]
+    Excess(#[from] Excess),
     /// It does not compile.
     #[error("it is no valid component: {0}")]
     Invalid(String),
@@ -144,6 +148,8 @@ impl Plugin {
             Some(b"\0asm\x01\0\0\0") => return Err(Refusal::CoreModule),
             _ => return Err(Refusal::NoComponent),
         }
+        // Whoever compiles it: bytes that were not read from a file, too.
+        bounds::check(bytes)?;
         let invalid = |e: wasmtime::Error| Refusal::Invalid(short(&format!("{e:#}")));
         let component = Component::from_binary(&engine.wasmtime, bytes).map_err(invalid)?;
         let surface = examine(engine, &component.component_type())?;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use wasmtime::component::HasData;
 use wasmtime::{StoreContextMut, StoreLimits, StoreLimitsBuilder, UpdateDeadline};
+use wharf_model::policy::SlotName;
 
 use crate::bindings::log::{self, Level};
 use crate::engine::{MEMORY_LEN, TABLE_LEN, TICK};
@@ -33,6 +34,8 @@ pub(crate) struct Sandbox {
 
 /// Counts log lines.
 struct Lines {
+    /// The slot that it is in; all that it could be in until it is asked something.
+    slot: String,
     who: String,
     second: Instant,
     taken: u32,
@@ -44,8 +47,9 @@ impl HasData for Sandbox {
 }
 
 impl Sandbox {
-    /// For a plugin that is called so in the log.
-    pub(crate) fn new(who: String) -> Self {
+    /// For a plugin that is called so in the log, and could be in these slots.
+    pub(crate) fn new(who: String, slots: &[SlotName]) -> Self {
+        let slots: Vec<_> = slots.iter().map(|slot| slot.as_str()).collect();
         let limits = StoreLimitsBuilder::new()
             .memory_size(MEMORY_LEN)
             .table_elements(TABLE_LEN)
@@ -58,11 +62,19 @@ impl Sandbox {
             budget: Duration::ZERO,
             first_tick: None,
             lines: Lines {
+                slot: slots.join("/"),
                 who,
                 second: Instant::now(),
                 taken: 0,
                 left_out: 0,
             },
+        }
+    }
+
+    /// Says in which slot it is.
+    pub(crate) fn in_slot(&mut self, slot: SlotName) {
+        if self.lines.slot != slot.as_str() {
+            slot.as_str().clone_into(&mut self.lines.slot);
         }
     }
 }
@@ -103,7 +115,8 @@ impl Lines {
     fn write(&mut self, level: Level, message: &str) {
         if self.second.elapsed() >= Duration::from_secs(1) {
             if self.left_out > 0 {
-                ::log::warn!("{}: {} lines were left out", self.who, self.left_out);
+                let (slot, who, count) = (&self.slot, &self.who, self.left_out);
+                ::log::warn!("{slot}: {who}: {count} lines were left out");
             }
             (self.second, self.taken, self.left_out) = (Instant::now(), 0, 0);
         }
@@ -119,6 +132,6 @@ impl Lines {
             Level::Error => ::log::Level::Error,
         };
         let message = wharf_model::policy::check::short(message);
-        ::log::log!(level, "{}: {message}", self.who);
+        ::log::log!(level, "{}: {}: {message}", self.slot, self.who);
     }
 }

@@ -38,7 +38,7 @@ fn escape(text: &str, kept: &[char]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         // These turn the direction of writing, and so what seems to be written.
-        let is_turn = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        let is_turn = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         if is_turn || (c.is_control() && !kept.contains(&c)) {
             escaped.extend(c.escape_default());
         } else {

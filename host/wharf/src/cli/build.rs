@@ -12,6 +12,7 @@ use wharf_policy::{Engine, Plugin};
 
 use super::output;
 use crate::build::{BuildOptions, Progress, Source};
+use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -55,7 +56,13 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     if let Source::Artefact(path) = &source {
         examine(path)?;
     }
-    output::print(&[path.as_os_str().as_bytes(), b"\n"].concat())?;
+    // A program gets the path's own bytes; a terminal would obey some of them.
+    let shown = if std::io::stdout().is_terminal() {
+        printable(&path.display().to_string()).into_bytes()
+    } else {
+        path.as_os_str().as_bytes().to_owned()
+    };
+    output::print(&[&shown[..], b"\n"].concat())?;
     Ok(0)
 }
 

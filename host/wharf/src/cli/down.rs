@@ -30,7 +30,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let client = args.host.client()?;
     let pid = client.down()?.pid;
     if !args.no_wait {
-        socket_gone(&client)?;
+        no_longer_served(&client, pid)?;
         let since = Instant::now();
         while lives(pid) && since.elapsed() < PATIENCE {
             thread::sleep(PERIOD);
@@ -39,12 +39,15 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// Waits until nobody serves.
-fn socket_gone(client: &Client) -> anyhow::Result<()> {
+/// Waits until this process does not serve any more. Another may take its place at once.
+fn no_longer_served(client: &Client, pid: u32) -> anyhow::Result<()> {
     let mut waiting = Waiting::start();
     loop {
-        match client.tasks(None) {
-            Ok(tasks) => waiting.say(&what_is_left(&tasks)),
+        let serving = client.host().map(|host| host.pid == pid);
+        let left = serving.and_then(|is_it| is_it.then(|| client.tasks(None)).transpose());
+        match left {
+            Ok(None) => return Ok(()),
+            Ok(Some(tasks)) => waiting.say(&what_is_left(&tasks)),
             Err(ClientError::NotRunning { .. }) => return Ok(()),
             // It is ending, and that is what was wanted.
             Err(ClientError::Lost(_)) => {}

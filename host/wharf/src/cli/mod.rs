@@ -34,6 +34,7 @@ use env_logger::{Target, WriteStyle};
 use log::LevelFilter;
 
 use crate::build::Progress;
+use crate::run::signals::survive_large_files;
 use crate::text::one_line;
 
 /// Exit status of wharf's own refusals and errors.
@@ -170,6 +171,9 @@ pub struct HostCommand {
 pub fn main(others: fn(HostCommand) -> anyhow::Result<u8>) -> ExitCode {
     let Cli { command, verbosity } = Cli::parse();
     start_log(verbosity.level());
+    if let Err(error) = survive_large_files() {
+        log::warn!("a file that grows past `ulimit -f` will end this process: {error}");
+    }
     let progress = verbosity.progress();
     let result = match command {
         Command::Run(args) => run::run(args, progress),

@@ -5,6 +5,7 @@ use comfy_table::Cell;
 use super::host::{Host, replica};
 use super::{output, table};
 use crate::cell::protocol::TaskStatus;
+use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -47,7 +48,7 @@ fn report(tasks: &[TaskStatus]) -> String {
             Cell::new(replica(task)),
             Cell::new(task.generation),
             table::state_cell(task.state),
-            Cell::new(&task.image),
+            Cell::new(printable(&task.image)),
             Cell::new(table::size(task.memory_bytes)),
             Cell::new(table::time(task.run_ns)),
             Cell::new(task.connections),
@@ -64,6 +65,14 @@ mod tests {
     use super::report;
     use crate::cell::protocol::TaskState;
     use crate::control::fake;
+
+    #[test]
+    fn an_image_does_not_command_the_terminal() {
+        let mut task = fake::status("web", 0);
+        task.image = "a\x1b[2J\n\u{202e}b".to_owned();
+        let text = report(&[task]);
+        assert!(text.contains("a\\u{1b}[2J\\n\\u{202e}b"), "{text}");
+    }
 
     #[test]
     fn the_table_is_aligned() {

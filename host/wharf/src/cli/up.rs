@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueHint;
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal, raise};
 use wharf_machine::image::Image;
 
 use super::{host, output};
@@ -20,10 +20,13 @@ use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
 use crate::device::attach;
 use crate::run::signals::block_stops;
-use crate::text::{one_line, visible};
+use crate::text::{one_line, printable, visible};
 
 /// How long a detached host may take to bring its tasks up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long it may take to find that the socket is another's.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -60,25 +63,31 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         Err(error) if args.check => return Ok(tell_problems(&error)),
         Err(error) => return Err(error.into()),
     };
-    if args.check {
-        let tasks = match config.tasks.len() {
-            1 => "1 task".to_owned(),
-            tasks => format!("{tasks} tasks"),
-        };
-        output::print(format!("{}: {tasks}, good\n", args.file.display()).as_bytes())?;
-        return Ok(0);
-    }
     let own = config.host.socket.clone();
     let socket = args
         .socket
         .clone()
         .or(own)
         .unwrap_or_else(control::default_path);
+    if args.check {
+        Server::check(&socket)?;
+        let tasks = match config.tasks.len() {
+            1 => "1 task".to_owned(),
+            tasks => format!("{tasks} tasks"),
+        };
+        output::print(format!("{}: {tasks}, good\n", shown(&args.file)).as_bytes())?;
+        return Ok(0);
+    }
     if args.detach {
         detach(args, &socket)
     } else {
         serve(args, &config, &socket, progress)
     }
+}
+
+/// A path as a terminal may have it.
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
 }
 
 /// Every problem on a line of its own; the status of a refusal.
@@ -103,16 +112,16 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     let server = Server::bind(socket)?;
     let routed = config.policies.router.is_some();
     let tasks = specs(&config.tasks, args.strict, routed, progress)?;
-    // Before any thread starts, so that all of them leave these to the one that
-    // waits for them.
-    let stops = block_stops().context("cannot block signals")?;
-    let workers = config.host.workers.unwrap_or_else(cores);
     let policies = policies(&config.policies, progress)?;
+    // Before any other thread starts, so that all of them leave signals to it.
+    let signals = Signals::hear(socket)?;
+    let workers = config.host.workers.unwrap_or_else(cores);
     let (cell, supervisor) = Cell::start(CellConfig {
         workers,
         tasks,
         policies,
     })?;
+    signals.end(cell.clone());
     let serving = server.start(
         cell.clone(),
         ServeConfig {
@@ -120,7 +129,6 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
             config: Some(args.file.clone()),
         },
     )?;
-    end_on_signals(stops, cell.clone())?;
     let over = Arc::new(AtomicBool::new(false));
     let teller = if args.detached {
         forget_stderr()?;
@@ -226,17 +234,46 @@ fn cores() -> u32 {
     u32::try_from(cores).unwrap_or(1)
 }
 
-/// The first signal ends the cell in order, the second at once.
-fn end_on_signals(stops: SigSet, cell: Cell) -> anyhow::Result<()> {
-    std::thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            while stops.wait().is_ok() {
-                cell.down();
-            }
-        })
-        .context("cannot start a thread")?;
-    Ok(())
+/// What hears the signals that ask for an end. Plugins are compiled and tried before
+/// there is a cell, which may take half a minute: a signal then ends the process.
+struct Signals {
+    cell: Arc<Mutex<Option<Cell>>>,
+}
+
+impl Signals {
+    /// Hears them from now on; `socket` goes with the process.
+    fn hear(socket: &Path) -> anyhow::Result<Self> {
+        let stops = block_stops().context("cannot block signals")?;
+        let cell: Arc<Mutex<Option<Cell>>> = Arc::default();
+        let (heard, socket) = (Arc::clone(&cell), socket.to_owned());
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                while let Ok(signal) = stops.wait() {
+                    let cell = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                    match cell.as_ref() {
+                        Some(cell) => cell.down(),
+                        None => end_by(signal, stops, &socket),
+                    }
+                }
+            })
+            .context("cannot start a thread")?;
+        Ok(Self { cell })
+    }
+
+    /// From now on the first signal ends this cell in order, the second at once.
+    fn end(&self, cell: Cell) {
+        *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
+    }
+}
+
+/// Ends the process as this signal ends one that does not expect it: whoever started it
+/// sees that.
+fn end_by(signal: Signal, stops: SigSet, socket: &Path) {
+    // Nobody has been served there, and the lock beside it is still held.
+    let _ = std::fs::remove_file(socket);
+    let _ = stops.thread_unblock();
+    let _ = raise(signal);
 }
 
 /// Says on standard error what happens, until the cell is over.
@@ -293,7 +330,18 @@ fn detach(args: &Args, socket: &Path) -> anyhow::Result<u8> {
         if let Some(status) = child.try_wait()? {
             bail!("the host ended ({status}): {}", last_line(said)?);
         }
-        if let Ok(tasks) = client.tasks(None)
+        let serving = client.host().map(|host| host.pid);
+        if serving.as_ref().is_ok_and(|pid| *pid != child.id()) && start.elapsed() > PATIENCE {
+            // Two hosts of one file is what nobody wanted.
+            child.kill().and_then(|()| child.wait())?;
+            bail!(
+                "another wharf serves {}: end it with `wharf down`, or choose another socket \
+                 with --socket",
+                socket.display()
+            );
+        }
+        if serving.is_ok_and(|pid| pid == child.id())
+            && let Ok(tasks) = client.tasks(None)
             && (tasks.iter().all(has_begun) || start.elapsed() > START_PATIENCE)
         {
             for task in tasks.iter().filter(|task| !lives(task)) {
@@ -301,10 +349,7 @@ fn detach(args: &Args, socket: &Path) -> anyhow::Result<u8> {
                 output::complain(&format!("{}: {reason}", host::replica(task)));
             }
             let (replicas, pid) = (tasks.len(), child.id());
-            let up = format!(
-                "{replicas} replicas, pid {pid}, socket {}\n",
-                socket.display()
-            );
+            let up = format!("{replicas} replicas, pid {pid}, socket {}\n", shown(socket));
             output::print(up.as_bytes())?;
             return Ok(0);
         }

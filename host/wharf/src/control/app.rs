@@ -72,10 +72,11 @@ impl App {
     pub(super) fn host_status(&self) -> HostStatus {
         let ns = |time: Duration| time.as_nanos().try_into().unwrap_or(u64::MAX);
         let started = self.started.duration_since(UNIX_EPOCH);
+        let config = self.config.config.as_deref();
         HostStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            config: self.config.config.clone(),
+            config: config.map(|path| path.display().to_string()),
             workers: self.config.workers,
             tasks: self.cell.tasks().len(),
             started_ns: ns(started.unwrap_or_default()),

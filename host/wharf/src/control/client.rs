@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -29,6 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// ones compile for half a minute.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long to wait for a place among those who wait to be connected. The host drops
+/// those who hold a connection and say nothing sooner.
+const CROWD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long to wait between two looks for that place.
+const CROWD_PAUSE: Duration = Duration::from_millis(20);
+
 /// A host that was not reached, or that refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -46,6 +53,15 @@ pub enum ClientError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// So many wait to be connected that the kernel lets no more wait.
+    #[error(
+        "too many clients wait for the wharf at {}: end some, such as `wharf events -f`, or try \
+         again", path.display()
+    )]
+    Crowded {
+        /// The socket.
+        path: PathBuf,
     },
     /// The host does not answer.
     #[error("the wharf at {} does not answer", path.display())]
@@ -284,9 +300,7 @@ impl Client {
         uri: &str,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|source| self.not_connected(source))?;
+        let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(ClientError::Lost)?;
@@ -304,12 +318,26 @@ impl Client {
             .map_err(ClientError::Lost)
     }
 
+    /// Connects, after a while when others wait to be connected, too.
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let start = Instant::now();
+        loop {
+            match UnixStream::connect(&self.path).await {
+                Err(e) if is_crowded(&e) && start.elapsed() < CROWD_PATIENCE => {
+                    time::sleep(CROWD_PAUSE).await;
+                }
+                other => return other.map_err(|source| self.not_connected(source)),
+            }
+        }
+    }
+
     fn not_connected(&self, source: io::Error) -> ClientError {
         let path = self.path.clone();
         match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning { path }
             }
+            _ if is_crowded(&source) => ClientError::Crowded { path },
             _ => ClientError::Connect { path, source },
         }
     }
@@ -325,4 +353,9 @@ impl Client {
         })?;
         Ok(body.map_err(ClientError::Lost)?.to_bytes())
     }
+}
+
+/// Whether the queue of the socket is full: unix(7) has EAGAIN for that.
+fn is_crowded(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
 }

@@ -1,8 +1,6 @@
 //! What the control socket shows besides tasks and events, which are
 //! [`protocol`](crate::cell::protocol)'s.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -13,9 +11,8 @@ pub struct HostStatus {
     pub pid: u32,
     /// Version of wharf.
     pub version: String,
-    /// The file it was configured by.
-    #[schema(value_type = Option<String>)]
-    pub config: Option<PathBuf>,
+    /// The file it was configured by, with U+FFFD in place of what is not UTF-8.
+    pub config: Option<String>,
     /// Threads that run guests.
     pub workers: u32,
     /// Replicas of tasks, living or not.

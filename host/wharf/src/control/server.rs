@@ -20,7 +20,7 @@ use tokio_io_timeout::TimeoutStream;
 use super::app::App;
 use super::error::ControlError;
 use super::routes;
-use super::socket::Socket;
+use super::socket::{self, Socket};
 use crate::cell::Cell;
 
 /// Connections at once. Others wait until one ends.
@@ -77,6 +77,16 @@ impl Server {
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let socket = Socket::listen(path)?;
         Ok(Self { socket })
+    }
+
+    /// Whether [`Server::bind`] could make a socket at `path`, as far as the path tells.
+    /// Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When it is too long for a socket or is a file of another kind.
+    pub fn check(path: &Path) -> Result<(), ControlError> {
+        socket::check(path)
     }
 
     /// Serves a cell on a thread of its own.

@@ -53,11 +53,8 @@ pub(super) struct Socket {
 impl Socket {
     /// Listens at `path`, in place of a socket that somebody left behind.
     pub(super) fn listen(path: &Path) -> Result<Self, ControlError> {
-        let length = path.as_os_str().len();
-        if length > PATH_MAX {
-            let path = path.to_owned();
-            return Err(ControlError::PathTooLong { path, length });
-        }
+        // Before the lock's file is made, which stays.
+        check(path)?;
         let lock = lock(path)?;
         clear(path)?;
         let listener = listener(path).map_err(|source| ControlError::Listen {
@@ -82,6 +79,21 @@ impl Drop for Socket {
         if let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }
+    }
+}
+
+/// Whether a socket can be made at `path`, as far as its name and what is there tell.
+/// Makes nothing.
+pub(super) fn check(path: &Path) -> Result<(), ControlError> {
+    let length = path.as_os_str().len();
+    let path = path.to_owned();
+    if length > PATH_MAX {
+        return Err(ControlError::PathTooLong { path, length });
+    }
+    match fs::symlink_metadata(&path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => Err(ControlError::NotASocket { path }),
+        // What cannot be looked at is for the lock to find.
+        _ => Ok(()),
     }
 }
 
@@ -220,6 +232,14 @@ mod tests {
         let error = Socket::listen(&file).unwrap_err();
         assert!(matches!(error, ControlError::NotASocket { .. }));
         assert_eq!(fs::read(&file).unwrap(), b"mine");
+        let places = ["/dev/null".as_ref(), directory.path(), &file];
+        for path in places {
+            let error = Socket::listen(path).unwrap_err();
+            assert!(matches!(error, ControlError::NotASocket { .. }), "{error}");
+            let mut lock = path.as_os_str().to_owned();
+            lock.push(".lock");
+            assert!(!std::path::Path::new(&lock).exists(), "{lock:?}");
+        }
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The server and the client against each other, around a fake cell.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use tempfile::TempDir;
 
 use super::{Client, ClientError, ServeConfig, Server, Serving, fake, openapi};
@@ -349,4 +351,30 @@ fn the_description_in_the_repository_is_that_of_the_routes() {
         stored == current,
         "run this test with WRITE_OPENAPI=1, and read the difference"
     );
+}
+
+/// With one that waits the queue is full, and the kernel says EAGAIN.
+#[test]
+fn who_finds_the_queue_full_waits_and_then_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("s");
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    socket::listen(&socket, Backlog::new(0).unwrap()).unwrap();
+    let first = UnixStream::connect(&path).unwrap();
+    let client = Client::new(&path).unwrap();
+    let error = client.host().unwrap_err();
+    assert!(matches!(error, ClientError::Crowded { .. }), "{error}");
+    assert!(error.to_string().contains("try again"), "{error}");
+    // It gets its turn when there is room.
+    let listener = UnixListener::from(socket);
+    let accepts = std::thread::spawn(move || {
+        drop(listener.accept().unwrap());
+        drop(listener.accept().unwrap());
+    });
+    let error = client.host().unwrap_err();
+    assert!(matches!(error, ClientError::Lost(_)), "{error}");
+    drop(first);
+    accepts.join().unwrap();
 }

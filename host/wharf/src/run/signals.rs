@@ -1,10 +1,14 @@
 //! The signals that end a task, taken when there is time for them.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use signal_hook::consts::SIGXFSZ;
+use signal_hook::flag;
 use wharf_model::Stop;
 
 use super::{RunError, alarm, refused};
@@ -96,9 +100,6 @@ impl Drop for Signals {
 
 /// Blocks the signals that ask for an end, but for those that this process was
 /// started to ignore, and says which that are.
-///
-/// Blocks SIGXFSZ, too, which nobody takes: past `ulimit -f` a write fails with
-/// EFBIG, which is enough. SIGPIPE is ignored by every Rust program.
 pub(crate) fn block_stops() -> nix::Result<SigSet> {
     let ignored = ignored();
     let mut stops = SigSet::empty();
@@ -107,10 +108,22 @@ pub(crate) fn block_stops() -> nix::Result<SigSet> {
             stops.add(signal);
         }
     }
-    let mut blocked = stops;
-    blocked.add(Signal::SIGXFSZ);
-    blocked.thread_block()?;
+    stops.thread_block()?;
     Ok(stops)
+}
+
+/// Lets a write past `ulimit -f` fail with EFBIG, which is enough, instead of ending
+/// the process by SIGXFSZ. SIGPIPE is ignored by every Rust program.
+///
+/// The signal is taken by a handler that does nothing of use. Blocked it would stay
+/// pending, and end every `KVM_RUN` of its thread at once; ignored it would be ignored
+/// by the programs, too, that this one starts.
+///
+/// # Errors
+///
+/// When the kernel takes no handler.
+pub(crate) fn survive_large_files() -> io::Result<()> {
+    flag::register(SIGXFSZ, Arc::default()).map(drop)
 }
 
 /// The signals that this process was started to ignore (proc(5), `SigIgn`);

@@ -6,6 +6,7 @@ use wharf_model::policy::slot::State;
 use crate::cli::host::Host;
 use crate::cli::{output, table};
 use crate::control::PolicyStatus;
+use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -39,6 +40,7 @@ fn report(slots: &[PolicyStatus]) -> String {
             Some(version) => format!("{} {version}", slot.plugin),
             None => slot.plugin.clone(),
         };
+        let plugin = printable(&plugin);
         let digest = slot.digest.as_deref().unwrap_or("-");
         table.add_row([
             Cell::new(slot.slot),
@@ -56,7 +58,7 @@ fn report(slots: &[PolicyStatus]) -> String {
     let mut text = table::text(&table);
     for slot in slots {
         if let Some(reason) = &slot.reason {
-            text.push_str(&format!("{}: {reason}\n", slot.slot));
+            text.push_str(&format!("{}: {}\n", slot.slot, printable(reason)));
         }
     }
     text

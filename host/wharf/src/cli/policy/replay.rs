@@ -12,6 +12,7 @@ use wharf_policy::{Engine, Plugin, ReplayOptions, Replayed, replay};
 use super::Settings;
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cli::output;
+use crate::text::printable;
 
 /// Exit status when an answer differs, as that of `diff`.
 const DIFFERS: u8 = 1;
@@ -68,7 +69,13 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
 fn report(done: &Replayed) -> serde_json::Result<String> {
     let mut text = format!(
         "{} questions to the {}: {} answers as those of {}, {} others, {} failures; state: {}\n",
-        done.asked, done.slot, done.same, done.was, done.differ, done.failed, done.state
+        done.asked,
+        done.slot,
+        done.same,
+        printable(&done.was),
+        done.differ,
+        done.failed,
+        printable(&done.state)
     );
     // Writing to a string never fails.
     if done.left_out > 0 {
@@ -76,13 +83,13 @@ fn report(done: &Replayed) -> serde_json::Result<String> {
     }
     for it in &done.differences {
         let (was, would) = (
-            serde_json::to_string(&it.was)?,
-            serde_json::to_string(&it.would)?,
+            printable(&serde_json::to_string(&it.was)?),
+            printable(&serde_json::to_string(&it.would)?),
         );
         let _ = writeln!(text, "  question {}: was {was}, now {would}", it.number);
     }
     for it in &done.failures {
-        let _ = writeln!(text, "  question {}: {}", it.number, it.reason);
+        let _ = writeln!(text, "  question {}: {}", it.number, printable(&it.reason));
     }
     Ok(text)
 }

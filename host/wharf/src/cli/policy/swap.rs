@@ -15,6 +15,7 @@ use crate::build::{BuildOptions, Progress, Source};
 use crate::cli::host::{Host, Waiting};
 use crate::cli::{output, table};
 use crate::control::{BUILT_IN, ShadowReport, SwapReport, SwapRequest};
+use crate::text::printable;
 use crate::units::parse_duration;
 
 #[derive(Debug, clap::Args)]
@@ -110,7 +111,7 @@ fn report(slot: SlotName, done: &SwapReport) -> String {
     if let Some(shadow) = &done.shadow {
         tell_shadow(&mut text, shadow);
     }
-    let (old, new, state) = (&done.old, &done.new, &done.state);
+    let [old, new, state] = [&done.old, &done.new, &done.state].map(|it| printable(it));
     // Writing to a string never fails.
     let _ = match done.pause_ns {
         Some(ns) => writeln!(
@@ -139,7 +140,7 @@ fn tell_shadow(text: &mut String, shadow: &ShadowReport) {
         _ => writeln!(text, ", {left_out} questions left out"),
     };
     for it in differences {
-        let part = |name: &str| it.get(name).cloned().unwrap_or_default();
+        let part = |name: &str| printable(&it.get(name).cloned().unwrap_or_default().to_string());
         let _ = writeln!(
             text,
             "  question {}: was {}, would be {}",
