@@ -314,3 +314,22 @@ fn a_shadow_ends_with_the_client_that_wants_it() {
     let slots = wharf_tests::host::objects(&host.ask(&["policy", "ls", "--json"]));
     assert!(slots.iter().all(|slot| slot.state() == "built-in"));
 }
+
+/// Both guests are busy, so that a question is always there.
+#[test]
+fn a_shadow_ends_in_time_however_much_is_asked() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let host = host(directory.path());
+    let path = directory.path().join("plugin.wasm");
+    PluginWat::new("scheduler").write(&path);
+    let start = std::time::Instant::now();
+    let mut swap = host.command(&["policy", "swap", "scheduler", "--shadow", "1000000"]);
+    let printed = wharf_tests::command::output(swap.arg("--within").arg("1s").arg(&path));
+    assert_eq!(printed.status, 125, "{printed:?}");
+    let reason = "of 1000000 questions came within 1 s: nothing was changed";
+    assert!(printed.stderr.contains(reason), "{printed:?}");
+    // The rest is for compiling it.
+    assert!(start.elapsed() < wharf_tests::host::PATIENCE);
+    all_run_on(&host);
+}

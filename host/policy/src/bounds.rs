@@ -10,9 +10,8 @@
 //! deep, loops 6 deep and 271 locals, links 10,682 items, and is work for 8 million.
 
 use wasmparser::{
-    ComponentInstance, ComponentType, ComponentTypeDeclaration, ComponentTypeSectionReader,
-    FunctionBody, Instance, InstanceTypeDeclaration, Operator, Parser, Payload, TypeRef,
-    TypeSectionReader,
+    ComponentInstance, ComponentType, ComponentTypeSectionReader, FunctionBody, Instance,
+    InstanceTypeDeclaration, Operator, Parser, Payload, TypeRef, TypeSectionReader,
 };
 
 use crate::engine::TABLE_LEN;
@@ -239,10 +238,7 @@ fn component_types(types: ComponentTypeSectionReader<'_>, bytes: &[u8]) -> Resul
 /// Calls itself as deep as [`TYPE_DEPTH`].
 fn no_component(ty: &ComponentType<'_>) -> Result<(), Excess> {
     match ty {
-        ComponentType::Component(declarations) => {
-            let _: &[ComponentTypeDeclaration<'_>] = declarations;
-            Err(Excess::ComponentType)
-        }
+        ComponentType::Component(_) => Err(Excess::ComponentType),
         ComponentType::Instance(declarations) => {
             declarations
                 .iter()
