@@ -258,7 +258,7 @@ const NOTES: &[Broken] = &[
      "a manifest of 692 bytes instead of 688"),
     ("another major version",
      || with_manifest(|m| m.abi.major = 2),
-     "needs version 2.1 of the guest contract; this host has 1.2"),
+     "needs version 2.2 of the guest contract; this host has 1.2"),
     ("a later minor version",
      || with_manifest(|m| m.abi.minor = 7),
      "needs version 1.7 of the guest contract; this host has 1.2"),
