@@ -6,6 +6,7 @@
 //!   driver ──▶ available ──▶ chain ──▶ front end ──▶ back end
 //!          ◀── used ◀─────────────────┘  block         Disk
 //!                                        stream        Network
+//!                                        net           Wire
 //! ```
 //!
 //! The rings are virtio's split queues and the ring protocol is rust-vmm's
@@ -18,6 +19,7 @@
 
 mod block;
 mod chain;
+mod net;
 mod setup;
 mod stream;
 mod user;
@@ -35,6 +37,7 @@ use wharf_abi::{DeviceKind, Interest};
 use zerocopy::IntoBytes;
 
 pub use block::{Disk, REQUEST_MAX, SECTOR};
+pub use net::{Frames, Mac, Wire};
 pub use stream::{Close, Happening, Network, StreamId, Streams};
 
 use crate::Error;
@@ -57,6 +60,8 @@ pub enum Backend {
     Block(Box<dyn Disk>),
     /// The network.
     Stream(Box<Streams>),
+    /// An Ethernet port.
+    Net(Box<Frames>),
 }
 
 impl Backend {
@@ -66,6 +71,7 @@ impl Backend {
         match self {
             Self::Block(_) => DeviceKind::Block,
             Self::Stream(_) => DeviceKind::Stream,
+            Self::Net(_) => DeviceKind::Net,
         }
     }
 }
@@ -214,6 +220,7 @@ impl Devices {
             let mut terms = match &backend {
                 Backend::Block(disk) => block::terms(disk.as_ref()),
                 Backend::Stream(_) => stream::terms(),
+                Backend::Net(frames) => net::terms(frames),
             };
             terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
             memory.write(page, terms.offer().as_bytes())?;
@@ -313,6 +320,7 @@ impl Devices {
         self.devices.iter().filter_map(|it| match &it.backend {
             Backend::Block(_) => None,
             Backend::Stream(streams) => Some(streams.fd()),
+            Backend::Net(frames) => Some(frames.fd()),
         })
     }
 
@@ -353,6 +361,7 @@ impl Device {
             }
             // What goes into one queue comes out of the other.
             Backend::Stream(streams) => more |= streams.serve(queues, user, budget)?,
+            Backend::Net(frames) => more |= frames.serve(queues, user, budget)?,
         }
         let mut ready = false;
         for (number, queue) in (0_u16..).zip(queues) {
