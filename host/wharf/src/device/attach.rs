@@ -3,12 +3,15 @@
 use std::net::SocketAddr;
 
 use wharf_abi::DeviceKind;
-use wharf_machine::device::{Backend, Network, Streams};
+use wharf_machine::device::{Backend, Frames, Network, Streams, Wire};
 use wharf_machine::image::ManifestView;
 use wharf_model::policy::{AttachVerdict, Attachment, DeviceKind as PolicyKind};
 
 use super::{Block, DiskError};
 use crate::net::{NetError, Publish};
+
+/// What a router knows the cell's switch as.
+const SWITCH: &str = "switch";
 
 /// Who asks, for a policy to know.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +83,7 @@ pub enum AttachError {
         /// The device.
         device: String,
     },
-    /// The kernel has nothing left for its connections.
+    /// The kernel has nothing left for its connections or frames.
     #[error("task {task}: device {device:?}")]
     Network {
         /// The task.
@@ -93,7 +96,7 @@ pub enum AttachError {
     /// A kind that is not there yet.
     #[error(
         "task {task}: image {image} declares the {kind} device {device:?}, and this version of \
-         wharf has block and stream devices only: use another image"
+         wharf has block, stream and net devices only: use another image"
     )]
     NoSuchKind {
         /// The task.
@@ -135,6 +138,8 @@ pub struct Supply<'a> {
     pub publish: &'a [Publish],
     /// Makes what stands behind its streams.
     pub network: &'a dyn Fn() -> Result<Box<dyn Network>, NetError>,
+    /// Makes what stands behind its device of that number, of those for frames.
+    pub wire: &'a dyn Fn(u8) -> Result<Box<dyn Wire>, NetError>,
 }
 
 /// Finds and opens a back end for each device that `image` declares, in its order.
@@ -159,6 +164,7 @@ pub fn attach(
         check_streams(image, supply.publish, asker.task)?;
     }
     let mut backends = Vec::with_capacity(image.devices.len());
+    let mut wires = 0..=u8::MAX;
     for device in &image.devices {
         let (kind, names) = match device.kind {
             DeviceKind::Block => (
@@ -167,6 +173,7 @@ pub fn attach(
             ),
             // There is one network, for whatever name.
             DeviceKind::Stream => (PolicyKind::Stream, vec![device.name.clone()]),
+            DeviceKind::Net => (PolicyKind::Frames, vec![SWITCH.to_owned()]),
             _ => return Err(no_such_kind(image, device, asker.task)),
         };
         let verdict = route(Attachment {
@@ -184,14 +191,25 @@ pub fn attach(
                 reason,
             });
         }
-        if device.kind == DeviceKind::Stream {
-            let network = (supply.network)().map_err(|source| AttachError::Network {
-                task: task(),
-                device: device.name.clone(),
-                source,
-            })?;
-            backends.push(Backend::Stream(Box::new(Streams::new(network))));
-            continue;
+        let no_network = |source| AttachError::Network {
+            task: task(),
+            device: device.name.clone(),
+            source,
+        };
+        match device.kind {
+            DeviceKind::Stream => {
+                let network = (supply.network)().map_err(no_network)?;
+                backends.push(Backend::Stream(Box::new(Streams::new(network))));
+                continue;
+            }
+            DeviceKind::Net => {
+                // An image has far fewer devices.
+                let number = wires.next().unwrap_or(u8::MAX);
+                let wire = (supply.wire)(number).map_err(no_network)?;
+                backends.push(Backend::Net(Box::new(Frames::new(wire))));
+                continue;
+            }
+            _ => {}
         }
         let chosen = match verdict {
             AttachVerdict::Backend(place) => {
@@ -227,7 +245,7 @@ pub fn check(
         match device.kind {
             DeviceKind::Block if blocks.iter().any(|it| it.device == device.name) => {}
             DeviceKind::Block => return Err(not_configured(image, &device.name, task)),
-            DeviceKind::Stream => {}
+            DeviceKind::Stream | DeviceKind::Net => {}
             _ => return Err(no_such_kind(image, device, task)),
         }
     }
