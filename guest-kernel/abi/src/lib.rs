@@ -29,7 +29,7 @@
 //!
 //! This crate must never know: KVM, an operating system, how a guest is linked,
 //! or what a host does with an answer. Start at [`boot`], then [`hypercall`], then
-//! [`device`] and [`stream`].
+//! [`device`], [`stream`] and [`net`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -39,6 +39,7 @@ pub mod clock;
 pub mod device;
 pub mod hypercall;
 pub mod manifest;
+pub mod net;
 pub mod note;
 pub mod stream;
 mod version;

@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// |---|---|
 /// | 1.0 | boot page, exit, wait, console write |
 /// | 1.1 | devices ([`crate::device`]), kick, the interest bits of devices |
-/// | 1.2 | streams ([`crate::stream`]), entropy, console input |
+/// | 1.2 | streams ([`crate::stream`]), frames ([`crate::net`]), entropy, console input |
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default,
 )]

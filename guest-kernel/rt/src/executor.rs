@@ -17,10 +17,16 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use embassy_executor::Spawner;
 use embassy_executor::raw::{Executor, TaskStorage};
 
-use crate::{device, hypercall, timer};
+use wharf_abi::Interest;
+
+use crate::{device, hypercall, time, timer};
 
 /// Whether a task became awake since the executor was last polled.
 static AWAKE: AtomicBool = AtomicBool::new(false);
+
+/// How long tasks that stay awake may keep others from their devices: a look costs an
+/// exit.
+const LOOK_NS: u64 = 1_000_000;
 
 static SPAWNER: OneVcpu<Cell<Option<Spawner>>> = OneVcpu(Cell::new(None));
 
@@ -50,6 +56,7 @@ where
     if let Ok(token) = storage.spawn(|| main(spawner)) {
         spawner.spawn(token);
     }
+    let mut looked_ns = 0;
     loop {
         AWAKE.store(false, Ordering::Relaxed);
         // SAFETY: only this loop polls, and no task can get at the executor.
@@ -62,9 +69,17 @@ where
         // What tasks put into queues while others stay awake is not left there.
         let submitted = device::take_submitted();
         let is_idle = !AWAKE.load(Ordering::Relaxed);
-        if is_idle || submitted {
+        // Nor must who never sleeps keep the others from their devices.
+        let interest = device::interest();
+        let is_late = !is_idle
+            && interest != Interest::NONE
+            && time::monotonic_ns().saturating_sub(looked_ns) >= LOOK_NS;
+        if is_idle || submitted || is_late {
             let until_ns = if is_idle { deadline_ns } else { 0 };
-            device::wake(hypercall::wait_until_ns(until_ns, device::interest()));
+            device::wake(hypercall::wait_until_ns(until_ns, interest));
+            if interest != Interest::NONE {
+                looked_ns = time::monotonic_ns();
+            }
         }
     }
 }

@@ -26,6 +26,8 @@
 //! - Random numbers: [`random`].
 //! - Disks: [`block`].
 //! - TCP connections: [`stream`].
+//! - Ethernet frames, for a network stack of one's own: `net`, with the feature
+//!   `embassy-net`.
 //!
 //! This crate must never know: KVM, how the host keeps its word, or any device
 //! that the contract (`wharf-abi`) does not name. Start at `start.rs`.
@@ -50,6 +52,8 @@ mod heap;
 mod hypercall;
 pub mod input;
 mod mem;
+#[cfg(feature = "embassy-net")]
+pub mod net;
 #[cfg(all(not(test), panic = "abort"))]
 mod panic;
 pub mod random;

@@ -27,6 +27,7 @@ pub mod outcome;
 pub mod policy;
 pub mod schedule;
 pub mod stream;
+pub mod switch;
 pub mod task;
 pub mod time;
 

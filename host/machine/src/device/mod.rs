@@ -6,6 +6,7 @@
 //!   driver ──▶ available ──▶ chain ──▶ front end ──▶ back end
 //!          ◀── used ◀─────────────────┘  block         Disk
 //!                                        stream        Network
+//!                                        net           Wire
 //! ```
 //!
 //! The rings are virtio's split queues and the ring protocol is rust-vmm's
@@ -20,6 +21,7 @@ mod block;
 mod chain;
 mod console;
 mod entropy;
+mod net;
 mod setup;
 mod stream;
 mod user;
@@ -38,6 +40,7 @@ use zerocopy::IntoBytes;
 
 pub use block::{Disk, REQUEST_MAX, SECTOR};
 pub use console::{Console, Input};
+pub use net::{Frames, Mac, Wire};
 pub use stream::{Close, Happening, Network, StreamId, Streams};
 
 use crate::Error;
@@ -64,6 +67,8 @@ pub enum Backend {
     Entropy,
     /// What the operator types.
     Console(Box<Console>),
+    /// An Ethernet port.
+    Net(Box<Frames>),
 }
 
 impl Backend {
@@ -75,6 +80,7 @@ impl Backend {
             Self::Stream(_) => DeviceKind::Stream,
             Self::Entropy => DeviceKind::Entropy,
             Self::Console(_) => DeviceKind::Console,
+            Self::Net(_) => DeviceKind::Net,
         }
     }
 }
@@ -225,6 +231,7 @@ impl Devices {
                 Backend::Stream(_) => stream::terms(),
                 Backend::Entropy => entropy::terms(),
                 Backend::Console(_) => console::terms(),
+                Backend::Net(frames) => net::terms(frames),
             };
             terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
             memory.write(page, terms.offer().as_bytes())?;
@@ -325,6 +332,7 @@ impl Devices {
             Backend::Block(_) | Backend::Entropy => None,
             Backend::Stream(streams) => Some(streams.fd()),
             Backend::Console(console) => console.fd(),
+            Backend::Net(frames) => Some(frames.fd()),
         })
     }
 
@@ -376,6 +384,7 @@ impl Device {
                     more |= served.map_err(|broken| (0, broken))?;
                 }
             }
+            Backend::Net(frames) => more |= frames.serve(queues, user, budget)?,
         }
         let mut ready = false;
         for (number, queue) in (0_u16..).zip(queues) {

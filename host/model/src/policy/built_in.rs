@@ -1,8 +1,8 @@
 //! The policies that are always there.
 
 use super::{
-    Answer, AttachVerdict, Attachment, Choice, Connection, Direction, Judgement, Observation, Plan,
-    Proposal, Question, Verdict, View,
+    Answer, AttachVerdict, Attachment, Choice, Connection, DeviceKind, Direction, Judgement,
+    Observation, Plan, Proposal, Question, Verdict, View,
 };
 use crate::schedule::SLICE;
 
@@ -33,11 +33,15 @@ pub(super) fn next(view: &View) -> Choice {
     }
 }
 
-/// The back end of the device's own name; denied when there is none.
+/// The back end of the device's own name, or for frames the first; denied when there
+/// is none.
 #[must_use]
 pub fn attach(attachment: &Attachment) -> AttachVerdict {
     let same = |name: &String| *name == attachment.device;
-    match attachment.backends.iter().position(same) {
+    let named = attachment.backends.iter().position(same);
+    // A wire is the same for whatever name; the first is what is meant.
+    let is_wire = attachment.kind == DeviceKind::Frames && !attachment.backends.is_empty();
+    match named.or(is_wire.then_some(0)) {
         Some(place) => AttachVerdict::Backend(place.try_into().unwrap_or(u32::MAX)),
         None => AttachVerdict::Deny(format!(
             "nothing is configured for its device {:?}",

@@ -44,7 +44,7 @@ use wharf_machine::Hypervisor;
 use wharf_model::policy::{Answer, Question, SlotName, Verdict};
 use wharf_policy::Slots;
 
-use crate::net::{Acceptor, Board, NetError};
+use crate::net::{Acceptor, Board, NetError, Switch};
 use console::Consoles;
 use events::EventLog;
 use protocol::{Command, NoSuchTask, Reply, Selector, TaskStatus};
@@ -102,6 +102,8 @@ struct Shared {
     hypervisor: Arc<Hypervisor>,
     slots: Arc<Slots>,
     board: Arc<Board>,
+    /// What guests send frames to each other through.
+    switch: Arc<Switch>,
 }
 
 /// Listens on the published ports, whose connections go where the router slot says.
@@ -151,6 +153,7 @@ impl Cell {
             hypervisor,
             slots: Arc::clone(&slots),
             board: Arc::clone(acceptor.board()),
+            switch: Arc::default(),
         };
         let (consoles, supervisor) = supervisor::start(config, &shared, acceptor, told, inbox)?;
         let cell = Self {

@@ -3,12 +3,15 @@
 use std::net::SocketAddr;
 
 use wharf_abi::DeviceKind;
-use wharf_machine::device::{Backend, Console, Input, Network, Streams};
+use wharf_machine::device::{Backend, Console, Frames, Input, Network, Streams, Wire};
 use wharf_machine::image::ManifestView;
 use wharf_model::policy::{AttachVerdict, Attachment, DeviceKind as PolicyKind};
 
 use super::{Block, DiskError};
 use crate::net::{NetError, Publish};
+
+/// What a router knows the cell's switch as.
+const SWITCH: &str = "switch";
 
 /// Who asks, for a policy to know.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,7 +83,7 @@ pub enum AttachError {
         /// The device.
         device: String,
     },
-    /// The kernel has nothing left for its connections.
+    /// The kernel has nothing left for its connections or frames.
     #[error("task {task}: device {device:?}")]
     Network {
         /// The task.
@@ -89,21 +92,6 @@ pub enum AttachError {
         device: String,
         /// Why not.
         source: NetError,
-    },
-    /// A kind that is not there yet.
-    #[error(
-        "task {task}: image {image} declares the {kind} device {device:?}, and this version of \
-         wharf has none of that kind: use another image"
-    )]
-    NoSuchKind {
-        /// The task.
-        task: String,
-        /// The image's name.
-        image: String,
-        /// The kind.
-        kind: &'static str,
-        /// The device.
-        device: String,
     },
     /// The router said no.
     #[error("task {task}: device {device:?} is denied by the router: {reason}")]
@@ -137,6 +125,8 @@ pub struct Supply<'a> {
     pub network: &'a dyn Fn() -> Result<Box<dyn Network>, NetError>,
     /// Makes what it reads; nothing, for a task in the background.
     pub input: &'a dyn Fn() -> Option<Box<dyn Input>>,
+    /// Makes what stands behind its device of that number, of those for frames.
+    pub wire: &'a dyn Fn(u8) -> Result<Box<dyn Wire>, NetError>,
 }
 
 /// Finds and opens a back end for each device that `image` declares, in its order.
@@ -161,6 +151,7 @@ pub fn attach(
         check_streams(image, supply.publish, asker.task)?;
     }
     let mut backends = Vec::with_capacity(image.devices.len());
+    let mut wires = 0..=u8::MAX;
     for device in &image.devices {
         let (kind, names) = match device.kind {
             DeviceKind::Block => (
@@ -169,6 +160,7 @@ pub fn attach(
             ),
             // There is one network, for whatever name.
             DeviceKind::Stream => (PolicyKind::Stream, vec![device.name.clone()]),
+            DeviceKind::Net => (PolicyKind::Frames, vec![SWITCH.to_owned()]),
             // Nothing to route: there is one of each, and it leads nowhere.
             DeviceKind::Entropy => {
                 backends.push(Backend::Entropy);
@@ -178,7 +170,6 @@ pub fn attach(
                 backends.push(Backend::Console(Box::new(Console::new((supply.input)()))));
                 continue;
             }
-            DeviceKind::Net => return Err(no_such_kind(image, device, asker.task)),
         };
         let verdict = route(Attachment {
             now: asker.now,
@@ -195,14 +186,25 @@ pub fn attach(
                 reason,
             });
         }
-        if device.kind == DeviceKind::Stream {
-            let network = (supply.network)().map_err(|source| AttachError::Network {
-                task: task(),
-                device: device.name.clone(),
-                source,
-            })?;
-            backends.push(Backend::Stream(Box::new(Streams::new(network))));
-            continue;
+        let no_network = |source| AttachError::Network {
+            task: task(),
+            device: device.name.clone(),
+            source,
+        };
+        match device.kind {
+            DeviceKind::Stream => {
+                let network = (supply.network)().map_err(no_network)?;
+                backends.push(Backend::Stream(Box::new(Streams::new(network))));
+                continue;
+            }
+            DeviceKind::Net => {
+                // An image has far fewer devices.
+                let number = wires.next().unwrap_or(u8::MAX);
+                let wire = (supply.wire)(number).map_err(no_network)?;
+                backends.push(Backend::Net(Box::new(Frames::new(wire))));
+                continue;
+            }
+            _ => {}
         }
         let chosen = match verdict {
             AttachVerdict::Backend(place) => {
@@ -238,8 +240,7 @@ pub fn check(
         match device.kind {
             DeviceKind::Block if blocks.iter().any(|it| it.device == device.name) => {}
             DeviceKind::Block => return Err(not_configured(image, &device.name, task)),
-            DeviceKind::Stream | DeviceKind::Entropy | DeviceKind::Console => {}
-            DeviceKind::Net => return Err(no_such_kind(image, device, task)),
+            DeviceKind::Stream | DeviceKind::Net | DeviceKind::Entropy | DeviceKind::Console => {}
         }
     }
     check_streams(image, publish, task)?;
@@ -299,18 +300,5 @@ fn not_configured(image: &ManifestView, device: &str, task: &str) -> AttachError
         task: task.to_owned(),
         image: image.name.clone(),
         device: device.to_owned(),
-    }
-}
-
-fn no_such_kind(
-    image: &ManifestView,
-    device: &wharf_machine::image::Device,
-    task: &str,
-) -> AttachError {
-    AttachError::NoSuchKind {
-        task: task.to_owned(),
-        image: image.name.clone(),
-        kind: device.kind.as_str(),
-        device: device.name.clone(),
     }
 }

@@ -282,7 +282,7 @@ impl std::fmt::Debug for Board {
 }
 
 /// A thread that panicked while it held one of these left it whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -292,7 +292,7 @@ pub(super) fn next_id() -> StreamId {
     StreamId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn bell() -> Result<EventFd, NetError> {
+pub(super) fn bell() -> Result<EventFd, NetError> {
     use nix::sys::eventfd::EfdFlags;
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| {
         NetError::System {

@@ -12,6 +12,9 @@
 //! its guest's: bytes go between the socket and the guest's memory on the worker that
 //! runs the guest, without another thread in between ([`Sockets`]).
 //!
+//! Guests that bring a network stack of their own have a port of the cell's [`Switch`]
+//! instead, which carries their frames to each other and nowhere else.
+//!
 //! No thread watches sockets on behalf of a worker that is in a guest. A worker looks
 //! at its guests' sockets between two turns, and a turn is no longer than a slice
 //! while another guest of the worker has sockets: to be called out of a guest for
@@ -20,6 +23,7 @@
 mod acceptor;
 mod board;
 mod sockets;
+mod switch;
 
 use std::io;
 use std::net::SocketAddr;
@@ -29,6 +33,7 @@ use serde::{Deserialize, Serialize};
 pub use acceptor::Acceptor;
 pub use board::{Board, Guest, Router, Traffic};
 pub use sockets::Sockets;
+pub use switch::{Port, Switch};
 
 /// Most connections that a guest has at a time.
 pub const CONNECTIONS_MAX: u32 = 1024;

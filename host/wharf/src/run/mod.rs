@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 use wharf_abi::Interest;
 use wharf_abi::hypercall::FOREVER;
-use wharf_machine::device::{Backend, Network};
+use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
 use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
 use wharf_model::policy::{Answer, Connection, Question, Verdict, built_in};
@@ -25,7 +25,7 @@ use wharf_model::{Action, Event, Instant, Outcome, Task};
 
 use crate::device::Block;
 use crate::device::attach::{self, Asker, AttachError, Supply};
-use crate::net::{Acceptor, Board, Guest, NetError, Publish, Sockets};
+use crate::net::{Acceptor, Board, Guest, NetError, Publish, Sockets, Switch};
 use alarm::Alarm;
 pub use console::Lost;
 use console::{Console, Written};
@@ -176,11 +176,16 @@ fn attach(
         let sockets = Sockets::new(Arc::clone(board), guest, Arc::default())?;
         Ok(Box::new(sockets))
     };
+    // Nobody else is on it.
+    let switch = Arc::new(Switch::new());
+    let wire =
+        |device| -> Result<Box<dyn Wire>, NetError> { Ok(Box::new(switch.plug(0, device)?)) };
     let supply = Supply {
         blocks: &config.blocks,
         publish: &config.publish,
         network: &network,
         input: &|| Some(Box::new(Stdin::default())),
+        wire: &wire,
     };
     attach::attach(manifest, &supply, asker, true, |it| built_in::attach(&it))
 }

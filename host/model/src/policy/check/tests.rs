@@ -153,6 +153,24 @@ fn a_device_gets_what_is_called_like_it() {
 }
 
 #[test]
+fn a_device_for_frames_gets_the_first_wire_whatever_it_is_called() {
+    let asked = |backends: &[&str]| {
+        built_in(&Question::Attach(Attachment {
+            now: 0,
+            replica: 0,
+            generation: 1,
+            device: "lan".to_owned(),
+            kind: DeviceKind::Frames,
+            backends: backends.iter().map(|it| (*it).to_owned()).collect(),
+        }))
+    };
+    let backend = |place| Answer::Attach(AttachVerdict::Backend(place));
+    assert_eq!(asked(&["switch"]), backend(0));
+    assert_eq!(asked(&["switch", "lan"]), backend(1));
+    assert!(matches!(asked(&[]), Answer::Attach(AttachVerdict::Deny(_))));
+}
+
+#[test]
 fn an_upgrade_is_kept_unless_it_does_worse() {
     let seen = |connections, errors, faults| Observation {
         connections,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Answer, Interest};
-use wharf_machine::device::{Backend, Network};
+use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
 use wharf_machine::{Call, Exit, Fault, Machine, Report};
 use wharf_model::cell::TaskKey;
@@ -99,8 +99,18 @@ impl Live {
             let (board, traffic) = (Arc::clone(&shared.board), Arc::clone(meters.traffic()));
             Ok(Box::new(Sockets::new(board, guest, traffic)?))
         };
+        let wire = |device| -> Result<Box<dyn Wire>, NetError> {
+            Ok(Box::new(shared.switch.plug(guest.replica, device)?))
+        };
+        let supply = Supply {
+            blocks: &spec.blocks,
+            publish: &spec.publish,
+            network: &network,
+            wire: &wire,
+            input: &|| None,
+        };
         let backends =
-            route(&shared.slots, &spec, guest, &image, &network).map_err(|e| line(&e))?;
+            route(&shared.slots, &spec.name, guest, &image, &supply).map_err(|e| line(&e))?;
         let mut boot = spec.boot.clone();
         boot.generation = key.generation;
         let machine =
@@ -352,26 +362,20 @@ impl Live {
 /// Has the router say what each device of a new guest gets, and opens that.
 fn route(
     slots: &Slots,
-    spec: &TaskSpec,
+    task: &str,
     guest: Guest,
     image: &Image,
-    network: &dyn Fn() -> Result<Box<dyn Network>, NetError>,
+    supply: &Supply<'_>,
 ) -> Result<Vec<Backend>, AttachError> {
     let router = slots.slot(SlotName::Router);
     let asker = Asker {
-        task: &spec.name,
+        task,
         now: wharf_policy::now().as_nanos(),
         replica: guest.replica,
         generation: guest.generation,
     };
-    let supply = Supply {
-        blocks: &spec.blocks,
-        publish: &spec.publish,
-        network,
-        input: &|| None,
-    };
     let strict = !router.has_plugin();
-    attach::attach(image.manifest(), &supply, asker, strict, |attachment| {
+    attach::attach(image.manifest(), supply, asker, strict, |attachment| {
         match router.ask(&Question::Attach(attachment)) {
             Verdict::Attach(verdict) => verdict,
             // An answer is of its question's kind.

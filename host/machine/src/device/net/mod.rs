@@ -1,0 +1,260 @@
+//! Frames: an Ethernet port, as `wharf_abi::net` has it.
+//!
+//! ```text
+//!   transmit queue ──▶ header, frame ──▶ wire
+//!   receive queue  ◀── header, frame ◀── wire
+//! ```
+//!
+//! A frame is copied once each way, in and out of the guest's memory; nothing is kept
+//! here. What the guest does not take stays with the wire, which keeps no more than it
+//! likes.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use wharf_abi::device::QUEUES_MAX;
+use wharf_abi::net::{
+    CONFIG_LEN, CONFIG_MAC_AT, CONFIG_MTU_AT, DEVICE_TYPE, FEATURE_MAC, FEATURE_MTU, FRAME_MAX,
+    FRAME_MIN, HEADER_LEN, MTU, NUM_BUFFERS_AT, QUEUE_RECEIVE, QUEUE_TRANSMIT, RECEIVE_MIN,
+};
+
+use super::chain::Chain;
+use super::user::UserMemory;
+use super::{Broken, Budget, Terms, ring};
+use crate::memory::u64_of;
+
+const QUEUE_SIZE: u16 = 256;
+
+/// What a frame costs of a look at least, in bytes: a short one is as much work as one
+/// of so many.
+const WORK_MIN: u64 = 512;
+
+/// The address of an Ethernet port.
+pub type Mac = [u8; 6];
+
+/// What the port of a guest is plugged into. Nothing in it blocks.
+pub trait Wire: fmt::Debug + Send {
+    /// Becomes readable when a frame has arrived, and stays so until
+    /// [`Wire::has_looked`].
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// The port's own address. Never changes.
+    fn mac(&self) -> Mac;
+
+    /// The guest has its driver: frames may come.
+    fn open(&mut self);
+
+    /// What has arrived so far was seen, if not taken.
+    fn has_looked(&mut self);
+
+    /// Takes the frame that has waited longest.
+    fn receive(&mut self) -> Option<Arc<[u8]>>;
+
+    /// Sends a frame of [`FRAME_MIN`] to [`FRAME_MAX`] bytes, of which the wire may
+    /// believe nothing. It may be lost.
+    fn send(&mut self, frame: &[u8]);
+}
+
+/// The Ethernet port of a guest.
+#[derive(Debug)]
+pub struct Frames {
+    wire: Box<dyn Wire>,
+    is_open: bool,
+    /// A receive buffer that was taken from the ring and not used.
+    spare: Option<Chain>,
+    dropped: u64,
+}
+
+/// What the driver is told of a port.
+pub(super) fn terms(frames: &Frames) -> Terms {
+    let mut config = vec![0; CONFIG_LEN];
+    let (mac, mtu) = (frames.wire.mac(), MTU.to_le_bytes());
+    let fields = [
+        (CONFIG_MAC_AT, mac.as_slice()),
+        (CONFIG_MTU_AT, mtu.as_slice()),
+    ];
+    for (at, field) in fields {
+        for (to, from) in config.iter_mut().skip(at).zip(field) {
+            *to = *from;
+        }
+    }
+    Terms {
+        device_type: DEVICE_TYPE,
+        features: FEATURE_MAC | FEATURE_MTU,
+        queue_count: 2,
+        queue_size_max: QUEUE_SIZE,
+        config,
+    }
+}
+
+impl Frames {
+    /// A port that is plugged into a wire.
+    #[must_use]
+    pub fn new(wire: Box<dyn Wire>) -> Self {
+        Self {
+            wire,
+            is_open: false,
+            spare: None,
+            dropped: 0,
+        }
+    }
+
+    /// Frames that were none, too short or too long, and went nowhere.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// What becomes readable when a frame has arrived.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.wire.fd()
+    }
+
+    /// Does what is to be done in both queues, as far as the budget goes; says whether
+    /// there is more.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault, with the queue.
+    pub(super) fn serve(
+        &mut self,
+        queues: &mut [Option<Queue>; QUEUES_MAX],
+        user: UserMemory<'_>,
+        budget: &mut Budget,
+    ) -> Result<bool, (u16, Broken)> {
+        let [receive, transmit, ..] = queues;
+        if !self.is_open {
+            self.is_open = true;
+            self.wire.open();
+        }
+        // Before it is looked: what comes later than that is told of again. And also
+        // when the guest has no room, which it will say by itself once it has.
+        self.wire.has_looked();
+        let mut more = false;
+        if let Some(queue) = transmit {
+            more |= self
+                .transmit(queue, user, budget)
+                .map_err(|broken| (QUEUE_TRANSMIT, broken))?;
+        }
+        if let Some(queue) = receive {
+            more |= self
+                .receive(queue, user, budget)
+                .map_err(|broken| (QUEUE_RECEIVE, broken))?;
+        }
+        Ok(more)
+    }
+
+    /// Sends what the guest has put into its queue.
+    fn transmit(
+        &mut self,
+        queue: &mut Queue,
+        user: UserMemory<'_>,
+        budget: &mut Budget,
+    ) -> Result<bool, Broken> {
+        loop {
+            while !budget.is_spent() {
+                let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() else {
+                    break;
+                };
+                let chain = Chain::fetch(chain)?;
+                let len = self.send(user, &chain)?;
+                queue.add_used(&user, chain.head, 0).map_err(|e| ring(&e))?;
+                budget.spend(len.max(WORK_MIN));
+            }
+            let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;
+            if !more || budget.is_spent() {
+                return Ok(more);
+            }
+        }
+    }
+
+    /// Sends one frame, of which a copy is made first: the guest may change it at any
+    /// time. Returns the bytes that were moved.
+    fn send(&mut self, user: UserMemory<'_>, chain: &Chain) -> Result<u64, Broken> {
+        let header = u64_of(HEADER_LEN);
+        let Some(len) = chain.readable_len().checked_sub(header) else {
+            return Err(Broken::NoHeader);
+        };
+        let mut frame = [0; FRAME_MAX];
+        let room = usize::try_from(len)
+            .ok()
+            .filter(|len| *len >= FRAME_MIN)
+            .and_then(|len| frame.get_mut(..len));
+        let Some(room) = room else {
+            self.dropped = self.dropped.saturating_add(1);
+            return Ok(0);
+        };
+        chain.readable(user, header, len)?.copy_out(room);
+        self.wire.send(room);
+        Ok(len)
+    }
+
+    /// Gives the guest what has arrived, as long as it has buffers; says whether there
+    /// is more that would fit.
+    fn receive(
+        &mut self,
+        queue: &mut Queue,
+        user: UserMemory<'_>,
+        budget: &mut Budget,
+    ) -> Result<bool, Broken> {
+        loop {
+            if budget.is_spent() {
+                return Ok(true);
+            }
+            let Some(chain) = self.buffer(queue, user)? else {
+                return Ok(false);
+            };
+            let Some(frame) = self.wire.receive() else {
+                self.spare = Some(chain);
+                return Ok(false);
+            };
+            let Some(written) = write(&chain, user, &frame)? else {
+                self.spare = Some(chain);
+                self.dropped = self.dropped.saturating_add(1);
+                continue;
+            };
+            queue
+                .add_used(&user, chain.head, written)
+                .map_err(|e| ring(&e))?;
+            budget.spend(u64_of(frame.len()).max(WORK_MIN));
+        }
+    }
+
+    /// A receive buffer, unless the guest has none there.
+    fn buffer(&mut self, queue: &mut Queue, user: UserMemory<'_>) -> Result<Option<Chain>, Broken> {
+        if let Some(chain) = self.spare.take() {
+            return Ok(Some(chain));
+        }
+        loop {
+            if let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() {
+                let chain = Chain::fetch(chain)?;
+                if chain.writable_len() < u64_of(RECEIVE_MIN) {
+                    return Err(Broken::SmallBuffer);
+                }
+                return Ok(Some(chain));
+            }
+            if !queue.enable_notification(&user).map_err(|e| ring(&e))? {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Writes a packet into a buffer and returns its bytes; none when the frame is not one.
+fn write(chain: &Chain, user: UserMemory<'_>, frame: &[u8]) -> Result<Option<u32>, Broken> {
+    if frame.len() < FRAME_MIN || frame.len() > FRAME_MAX {
+        return Ok(None);
+    }
+    let mut packet = Vec::with_capacity(RECEIVE_MIN);
+    packet.resize(NUM_BUFFERS_AT, 0);
+    packet.extend(1_u16.to_le_bytes());
+    packet.extend(frame);
+    let len = u64_of(packet.len());
+    chain.writable(user, 0, len)?.copy_in(&packet);
+    Ok(u32::try_from(len).ok())
+}
