@@ -4,8 +4,9 @@ use std::fmt;
 use std::io;
 
 use super::chain::Chain;
+use super::ring::BYTES_AT_ONCE;
 use super::user::UserMemory;
-use super::{BYTES_AT_ONCE, Broken, Terms};
+use super::{Broken, Terms};
 use crate::transfer::Buffers;
 
 /// Bytes of a sector, in which the protocol counts.

@@ -5,11 +5,11 @@ use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 
-use super::chain::Chain;
+use super::ring::{Budget, Receiving, give_back};
 use super::user::UserMemory;
-use super::{Broken, Budget, Terms, ring};
+use super::{Broken, Terms};
 use crate::memory::u64_of;
 use crate::transfer::Buffers;
 
@@ -33,8 +33,7 @@ pub trait Input: fmt::Debug + Send {
 pub struct Console {
     /// None when there is no more.
     input: Option<Box<dyn Input>>,
-    /// A buffer that was taken from the ring and waits for input.
-    spare: Option<Chain>,
+    buffers: Receiving,
     has_told_end: bool,
 }
 
@@ -54,7 +53,7 @@ impl Console {
     pub fn new(input: Option<Box<dyn Input>>) -> Self {
         Self {
             input,
-            spare: None,
+            buffers: Receiving::new(1),
             has_told_end: false,
         }
     }
@@ -62,7 +61,7 @@ impl Console {
     /// What becomes readable when there is something for the guest, while it waits
     /// for that.
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        let input = self.input.as_ref().filter(|_| self.spare.is_some());
+        let input = self.input.as_ref().filter(|_| self.buffers.is_waiting());
         input.map(|input| input.fd())
     }
 
@@ -82,19 +81,16 @@ impl Console {
             if budget.is_spent() {
                 return Ok(true);
             }
-            let Some(chain) = self.buffer(queue, user)? else {
+            let Some(chain) = self.buffers.buffer(queue, user)? else {
                 return Ok(false);
             };
             let into = chain.writable(user, 0, chain.writable_len())?;
-            if into.is_empty() {
-                return Err(Broken::SmallBuffer);
-            }
             let read = match &mut self.input {
                 None => 0,
                 Some(input) => match input.read(&into) {
                     Ok(count) => count,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        self.spare = Some(chain);
+                        self.buffers.keep(chain);
                         return Ok(false);
                     }
                     Err(e) => {
@@ -108,25 +104,9 @@ impl Console {
                 self.has_told_end = true;
             }
             let written = u32::try_from(read).unwrap_or(u32::MAX);
-            queue
-                .add_used(&user, chain.head, written)
-                .map_err(|e| ring(&e))?;
+            give_back(queue, user, &chain, written)?;
             budget.spend(u64_of(read));
         }
         Ok(false)
-    }
-
-    fn buffer(&mut self, queue: &mut Queue, user: UserMemory<'_>) -> Result<Option<Chain>, Broken> {
-        if let Some(chain) = self.spare.take() {
-            return Ok(Some(chain));
-        }
-        loop {
-            if let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() {
-                return Chain::fetch(chain).map(Some);
-            }
-            if !queue.enable_notification(&user).map_err(|e| ring(&e))? {
-                return Ok(None);
-            }
-        }
     }
 }

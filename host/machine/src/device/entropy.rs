@@ -1,10 +1,10 @@
 //! Random bytes (virtio 1.2 §5.4).
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 
-use super::chain::Chain;
+use super::ring::{self, Budget};
 use super::user::UserMemory;
-use super::{Broken, Budget, Terms, ring};
+use super::{Broken, Terms};
 
 /// Most bytes of one request.
 const REQUEST_MAX: u64 = 64 << 10;
@@ -32,30 +32,17 @@ pub(super) fn serve(
     user: UserMemory<'_>,
     budget: &mut Budget,
 ) -> Result<bool, Broken> {
-    loop {
-        while !budget.is_spent() {
-            let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() else {
-                break;
-            };
-            let chain = Chain::fetch(chain)?;
-            let len = chain.writable_len().min(REQUEST_MAX);
-            let into = chain.writable(user, 0, len)?;
-            let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-            // A kernel without random bytes gives none; the guest sees that.
-            let written = match getrandom::fill(&mut bytes) {
-                Ok(()) => into.copy_in(&bytes),
-                Err(_) => 0,
-            };
-            let written = u32::try_from(written).unwrap_or(u32::MAX);
-            queue
-                .add_used(&user, chain.head, written)
-                .map_err(|e| ring(&e))?;
-            // They cost more than a copy.
-            budget.spend(len.saturating_mul(4));
-        }
-        let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;
-        if !more || budget.is_spent() {
-            return Ok(more);
-        }
-    }
+    ring::drain(queue, user, budget, |chain| {
+        let len = chain.writable_len().min(REQUEST_MAX);
+        let into = chain.writable(user, 0, len)?;
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
+        // A kernel without random bytes gives none; the guest sees that.
+        let written = match getrandom::fill(&mut bytes) {
+            Ok(()) => into.copy_in(&bytes),
+            Err(_) => 0,
+        };
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        // They cost more than a copy.
+        Ok((written, len.saturating_mul(4)))
+    })
 }

@@ -22,16 +22,16 @@ mod chain;
 mod console;
 mod entropy;
 mod net;
+mod ring;
 mod setup;
 mod stream;
+#[cfg(test)]
+mod testing;
 mod user;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::Ordering;
 
-use virtio_queue::{Error as QueueError, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 use wharf_abi::device::{
     CONFIG_LEN, DeviceOffer, FEATURE_EVENT_IDX, FEATURE_VERSION_1, QUEUES_MAX,
 };
@@ -46,15 +46,9 @@ pub use stream::{Close, Happening, Network, StreamId, Streams};
 use crate::Error;
 use crate::memory::{Gpa, GuestMemory};
 use crate::space::AddressSpace;
-use chain::Chain;
+use ring::{Budget, has_news};
 use setup::Accepted;
 pub(crate) use user::UserMemory;
-
-/// What one look at the rings does at most: requests and bytes, about a millisecond of
-/// either where nothing has to be waited for. A worker has other guests to run; what
-/// is left over is done at the guest's next turn.
-const REQUESTS_AT_ONCE: u32 = 256;
-const BYTES_AT_ONCE: u64 = 8 << 20;
 
 /// What stands behind a device.
 #[derive(Debug)]
@@ -188,29 +182,6 @@ struct Device {
     terms: Terms,
     page: Gpa,
     accepted: Option<Accepted>,
-}
-
-/// What is left of one look.
-struct Budget {
-    requests: u32,
-    bytes: u64,
-}
-
-impl Budget {
-    const WHOLE: Self = Self {
-        requests: REQUESTS_AT_ONCE,
-        bytes: BYTES_AT_ONCE,
-    };
-
-    const fn is_spent(&self) -> bool {
-        self.requests == 0 || self.bytes == 0
-    }
-
-    /// Books a request.
-    const fn spend(&mut self, bytes: u64) {
-        self.requests = self.requests.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
 }
 
 impl Devices {
@@ -366,7 +337,9 @@ impl Device {
                     if let Some(queue) = queue
                         && only.is_none_or(|only| only == number)
                     {
-                        more |= serve_disk(queue, disk.as_mut(), *features, user, budget)
+                        let disk = disk.as_mut();
+                        let serve = |chain: &_| block::serve(disk, *features, user, chain);
+                        more |= ring::drain(queue, user, budget, serve)
                             .map_err(|broken| (number, broken))?;
                     }
                 }
@@ -399,61 +372,6 @@ impl Device {
         let accepted = self.accepted.as_ref();
         let queue = accepted.and_then(|it| it.queues.get(usize::from(queue)));
         queue.is_some_and(Option::is_some)
-    }
-}
-
-/// Does what is in a disk's queue, as far as the budget goes; says whether there is
-/// more.
-fn serve_disk(
-    queue: &mut Queue,
-    disk: &mut dyn Disk,
-    features: u64,
-    user: UserMemory<'_>,
-    budget: &mut Budget,
-) -> Result<bool, Broken> {
-    loop {
-        while !budget.is_spent() {
-            let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() else {
-                break;
-            };
-            let chain = Chain::fetch(chain)?;
-            let (written, work) = block::serve(disk, features, user, &chain)?;
-            queue
-                .add_used(&user, chain.head, written)
-                .map_err(|e| ring(&e))?;
-            budget.spend(work);
-        }
-        // The guest is told from which index on it need kick.
-        let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;
-        if !more || budget.is_spent() {
-            return Ok(more);
-        }
-    }
-}
-
-/// Whether the used index has passed the guest's `used_event` (virtio 1.2
-/// §2.7.7.2), which says how far the guest has looked.
-fn has_news(queue: &Queue, user: UserMemory<'_>) -> Result<bool, Broken> {
-    let event_at = u64::from(queue.size())
-        .saturating_mul(2)
-        .saturating_add(4)
-        .checked_add(queue.avail_ring())
-        .ok_or(Broken::AvailIndex)?;
-    let event: u16 = user
-        .load(GuestAddress(event_at), Ordering::Acquire)
-        .map_err(|_| Broken::Ring { addr: event_at })?;
-    let ahead = queue
-        .next_used()
-        .wrapping_sub(u16::from_le(event))
-        .wrapping_sub(1);
-    Ok(ahead < queue.size())
-}
-
-/// Rings were checked at set-up, so that all that can be wrong is what is in them.
-fn ring(error: &QueueError) -> Broken {
-    match error {
-        QueueError::InvalidAvailRingIndex => Broken::AvailIndex,
-        _ => Broken::Chain,
     }
 }
 

@@ -16,7 +16,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 use wharf_abi::device::QUEUES_MAX;
 use wharf_abi::net::{
     CONFIG_LEN, CONFIG_MAC_AT, CONFIG_MTU_AT, DEVICE_TYPE, FEATURE_MAC, FEATURE_MTU, FRAME_MAX,
@@ -24,8 +24,9 @@ use wharf_abi::net::{
 };
 
 use super::chain::Chain;
+use super::ring::{self, Budget, Receiving, give_back};
 use super::user::UserMemory;
-use super::{Broken, Budget, Terms, ring};
+use super::{Broken, Terms};
 use crate::memory::u64_of;
 
 const QUEUE_SIZE: u16 = 256;
@@ -65,8 +66,7 @@ pub trait Wire: fmt::Debug + Send {
 pub struct Frames {
     wire: Box<dyn Wire>,
     is_open: bool,
-    /// A receive buffer that was taken from the ring and not used.
-    spare: Option<Chain>,
+    buffers: Receiving,
     dropped: u64,
 }
 
@@ -99,7 +99,7 @@ impl Frames {
         Self {
             wire,
             is_open: false,
-            spare: None,
+            buffers: Receiving::new(u64_of(RECEIVE_MIN)),
             dropped: 0,
         }
     }
@@ -137,8 +137,8 @@ impl Frames {
         self.wire.has_looked();
         let mut more = false;
         if let Some(queue) = transmit {
-            more |= self
-                .transmit(queue, user, budget)
+            let send = |chain: &_| Ok((0, self.send(user, chain)?.max(WORK_MIN)));
+            more |= ring::drain(queue, user, budget, send)
                 .map_err(|broken| (QUEUE_TRANSMIT, broken))?;
         }
         if let Some(queue) = receive {
@@ -147,30 +147,6 @@ impl Frames {
                 .map_err(|broken| (QUEUE_RECEIVE, broken))?;
         }
         Ok(more)
-    }
-
-    /// Sends what the guest has put into its queue.
-    fn transmit(
-        &mut self,
-        queue: &mut Queue,
-        user: UserMemory<'_>,
-        budget: &mut Budget,
-    ) -> Result<bool, Broken> {
-        loop {
-            while !budget.is_spent() {
-                let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() else {
-                    break;
-                };
-                let chain = Chain::fetch(chain)?;
-                let len = self.send(user, &chain)?;
-                queue.add_used(&user, chain.head, 0).map_err(|e| ring(&e))?;
-                budget.spend(len.max(WORK_MIN));
-            }
-            let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;
-            if !more || budget.is_spent() {
-                return Ok(more);
-            }
-        }
     }
 
     /// Sends one frame, of which a copy is made first: the guest may change it at any
@@ -206,41 +182,20 @@ impl Frames {
             if budget.is_spent() {
                 return Ok(true);
             }
-            let Some(chain) = self.buffer(queue, user)? else {
+            let Some(chain) = self.buffers.buffer(queue, user)? else {
                 return Ok(false);
             };
             let Some(frame) = self.wire.receive() else {
-                self.spare = Some(chain);
+                self.buffers.keep(chain);
                 return Ok(false);
             };
             let Some(written) = write(&chain, user, &frame)? else {
-                self.spare = Some(chain);
+                self.buffers.keep(chain);
                 self.dropped = self.dropped.saturating_add(1);
                 continue;
             };
-            queue
-                .add_used(&user, chain.head, written)
-                .map_err(|e| ring(&e))?;
+            give_back(queue, user, &chain, written)?;
             budget.spend(u64_of(frame.len()).max(WORK_MIN));
-        }
-    }
-
-    /// A receive buffer, unless the guest has none there.
-    fn buffer(&mut self, queue: &mut Queue, user: UserMemory<'_>) -> Result<Option<Chain>, Broken> {
-        if let Some(chain) = self.spare.take() {
-            return Ok(Some(chain));
-        }
-        loop {
-            if let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() {
-                let chain = Chain::fetch(chain)?;
-                if chain.writable_len() < u64_of(RECEIVE_MIN) {
-                    return Err(Broken::SmallBuffer);
-                }
-                return Ok(Some(chain));
-            }
-            if !queue.enable_notification(&user).map_err(|e| ring(&e))? {
-                return Ok(None);
-            }
         }
     }
 }

@@ -19,7 +19,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::Queue;
 use wharf_abi::device::QUEUES_MAX;
 use wharf_abi::stream::{
     CONNECT_PORT, DEVICE_TYPE, Destination, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op,
@@ -28,8 +28,9 @@ use wharf_abi::stream::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::chain::Chain;
+use super::ring::{self, Budget, Receiving, give_back};
 use super::user::UserMemory;
-use super::{Broken, Budget, Terms, ring};
+use super::{Broken, Terms};
 use crate::memory::u64_of;
 use connection::{Connection, Phase, Ports, ends, header};
 
@@ -59,8 +60,7 @@ pub struct Streams {
     /// Connections that have packets to tell the guest.
     owing: VecDeque<StreamId>,
     strays: VecDeque<Header>,
-    /// A receive buffer that was taken from the ring and not used.
-    spare: Option<Chain>,
+    buffers: Receiving,
     happened: Vec<Happening>,
     next_port: u32,
 }
@@ -88,7 +88,7 @@ impl Streams {
             readable: VecDeque::new(),
             owing: VecDeque::new(),
             strays: VecDeque::new(),
-            spare: None,
+            buffers: Receiving::new(RECEIVE_MIN.into()),
             happened: Vec::new(),
             next_port: FIRST_PORT,
         }
@@ -118,8 +118,8 @@ impl Streams {
         }
         let mut more = false;
         if let Some(queue) = transmit {
-            more |= self
-                .transmit(queue, user, budget)
+            let packet = |chain: &_| Ok((0, self.packet(user, chain)?));
+            more |= ring::drain(queue, user, budget, packet)
                 .map_err(|broken| (QUEUE_TRANSMIT, broken))?;
         }
         more |= self.look();
@@ -129,30 +129,6 @@ impl Streams {
                 .map_err(|broken| (QUEUE_RECEIVE, broken))?;
         }
         Ok(more)
-    }
-
-    /// Takes in what the guest sends.
-    fn transmit(
-        &mut self,
-        queue: &mut Queue,
-        user: UserMemory<'_>,
-        budget: &mut Budget,
-    ) -> Result<bool, Broken> {
-        loop {
-            while !budget.is_spent() {
-                let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() else {
-                    break;
-                };
-                let chain = Chain::fetch(chain)?;
-                let bytes = self.packet(user, &chain)?;
-                queue.add_used(&user, chain.head, 0).map_err(|e| ring(&e))?;
-                budget.spend(bytes);
-            }
-            let more = queue.enable_notification(&user).map_err(|e| ring(&e))?;
-            if !more || budget.is_spent() {
-                return Ok(more);
-            }
-        }
     }
 
     /// One packet of the guest's; returns the bytes that it carries.
@@ -343,41 +319,20 @@ impl Streams {
             if budget.is_spent() {
                 return Ok(true);
             }
-            let Some(chain) = self.buffer(queue, user)? else {
+            let Some(chain) = self.buffers.buffer(queue, user)? else {
                 return Ok(false);
             };
             match self.fill(&chain, user)? {
                 Some(carried) => {
                     let written = HEADER.saturating_add(carried);
                     let written = u32::try_from(written).unwrap_or(u32::MAX);
-                    queue
-                        .add_used(&user, chain.head, written)
-                        .map_err(|e| ring(&e))?;
+                    give_back(queue, user, &chain, written)?;
                     budget.spend(carried);
                 }
-                None => self.spare = Some(chain),
+                None => self.buffers.keep(chain),
             }
         }
         Ok(false)
-    }
-
-    /// A receive buffer, unless the guest has none there.
-    fn buffer(&mut self, queue: &mut Queue, user: UserMemory<'_>) -> Result<Option<Chain>, Broken> {
-        if let Some(chain) = self.spare.take() {
-            return Ok(Some(chain));
-        }
-        loop {
-            if let Some(chain) = queue.iter(&user).map_err(|e| ring(&e))?.next() {
-                let chain = Chain::fetch(chain)?;
-                if chain.writable_len() < u64::from(RECEIVE_MIN) {
-                    return Err(Broken::SmallBuffer);
-                }
-                return Ok(Some(chain));
-            }
-            if !queue.enable_notification(&user).map_err(|e| ring(&e))? {
-                return Ok(None);
-            }
-        }
     }
 
     /// Writes the next packet into a buffer, if there is one after all; returns the

@@ -1,6 +1,5 @@
 //! A driver that is good or bad, and a network that is a script.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -8,32 +7,26 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
-use wharf_abi::device::QUEUES_MAX;
 use wharf_abi::stream::{
-    CONNECT_PORT, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE,
-    SHUTDOWN_SEND, TYPE_STREAM,
+    CONNECT_PORT, GUEST_CID, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
+    TYPE_STREAM,
 };
 use wharf_model::stream::HOST_CREDIT;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Close, Happening, Network, StreamId, Streams};
-use crate::device::user::UserMemory;
-use crate::device::{Broken, Budget};
-use crate::image::Access;
-use crate::memory::{Gpa, GuestMemory};
-use crate::space::{AddressSpace, Mapping, Owner};
+use crate::device::Broken;
+use crate::device::testing::{Guest, Plan};
 use crate::transfer::Buffers;
 
-/// Where the guest's memory begins, all of which it may write.
-const BASE: u64 = 0x10_0000;
-const MEMORY: u64 = 4 << 20;
-const ENTRIES: u16 = 16;
-/// A receive buffer; they lie one behind the other from `BUFFERS` on.
-const BUFFER: u64 = 4096;
-const BUFFERS: u64 = BASE + 0x10_0000;
-const SENT: u64 = BASE + 0x20_0000;
+const PLAN: Plan = Plan {
+    memory: 4 << 20,
+    entries: 16,
+    buffers: 0x10_0000,
+    buffer: 4096,
+    sent: 0x20_0000,
+    packet: 0x1_1000,
+};
 
 /// What the network did and will do.
 #[derive(Debug, Default)]
@@ -145,105 +138,31 @@ struct Got {
 }
 
 struct Driver {
-    memory: GuestMemory,
-    space: AddressSpace,
-    queues: RefCell<[Option<Queue>; QUEUES_MAX]>,
-    streams: RefCell<Streams>,
+    guest: Guest,
+    streams: Streams,
     network: Fake,
-    offered: u16,
-    seen: u16,
-    sent: u16,
-}
-
-/// Where a queue's three parts are.
-fn rings(number: u64) -> [u64; 3] {
-    let base = BASE + number * 0x4000;
-    [base, base + 0x1000, base + 0x2000]
 }
 
 impl Driver {
     fn new() -> Self {
-        let memory = GuestMemory::new(MEMORY, 0).unwrap();
-        let space = AddressSpace::new(&[Mapping {
-            addr: BASE,
-            len: MEMORY,
-            gpa: Gpa(0),
-            access: Access::ReadWrite,
-            owner: Owner::Guest,
-        }]);
-        let mut queues = [const { None }; QUEUES_MAX];
-        for (number, slot) in (0..).zip(queues.iter_mut().take(2)) {
-            let [table, avail, used] = rings(number);
-            let mut queue = Queue::new(256).unwrap();
-            queue.try_set_size(ENTRIES).unwrap();
-            queue
-                .try_set_desc_table_address(GuestAddress(table))
-                .unwrap();
-            queue
-                .try_set_avail_ring_address(GuestAddress(avail))
-                .unwrap();
-            queue.try_set_used_ring_address(GuestAddress(used)).unwrap();
-            queue.set_event_idx(true);
-            queue.set_ready(true);
-            *slot = Some(queue);
-        }
         let network = Fake {
             script: Arc::default(),
             fd: Arc::new(std::fs::File::open("/dev/null").unwrap()),
         };
         Self {
-            memory,
-            space,
-            queues: RefCell::new(queues),
-            streams: RefCell::new(Streams::new(Box::new(network.clone()))),
+            guest: Guest::new(PLAN),
+            streams: Streams::new(Box::new(network.clone())),
             network,
-            offered: 0,
-            seen: 0,
-            sent: 0,
         }
-    }
-
-    fn user(&self) -> UserMemory<'_> {
-        UserMemory::new(self.memory.mmap(), &self.space)
-    }
-
-    fn put<T: vm_memory::ByteValued>(&self, value: T, at: u64) {
-        self.user().write_obj(value, GuestAddress(at)).unwrap();
-    }
-
-    /// Puts one buffer into a ring.
-    fn make_available(&self, queue: u64, index: u16, addr: u64, len: u32, is_writable: bool) {
-        let [table, avail, _] = rings(queue);
-        let slot = index % ENTRIES;
-        let at = table + u64::from(slot) * 16;
-        self.put(addr, at);
-        self.put(len, at + 8);
-        self.put(if is_writable { 2_u16 } else { 0 }, at + 12);
-        self.put(0_u16, at + 14);
-        self.put(slot, avail + 4 + u64::from(slot) * 2);
-        self.put(index.wrapping_add(1), avail + 2);
     }
 
     /// Gives the device so many receive buffers.
     fn offer(&mut self, count: u16) {
-        for _ in 0..count {
-            let addr = BUFFERS + u64::from(self.offered % ENTRIES) * BUFFER;
-            let len = u32::try_from(BUFFER).unwrap();
-            self.make_available(0, self.offered, addr, len, true);
-            self.offered += 1;
-        }
+        self.guest.offer(count, PLAN.buffer.try_into().unwrap());
     }
 
     fn send(&mut self, header: Header, bytes: &[u8]) {
-        let addr = SENT + u64::from(self.sent % ENTRIES) * 0x1_1000;
-        let user = self.user();
-        user.write_slice(header.as_bytes(), GuestAddress(addr))
-            .unwrap();
-        let behind = addr + u64::try_from(HEADER_LEN).unwrap();
-        user.write_slice(bytes, GuestAddress(behind)).unwrap();
-        let len = u32::try_from(HEADER_LEN + bytes.len()).unwrap();
-        self.make_available(1, self.sent, addr, len, false);
-        self.sent += 1;
+        self.guest.send(&[header.as_bytes(), bytes].concat());
     }
 
     /// Sends a packet of a connection, with credit for much.
@@ -256,42 +175,15 @@ impl Driver {
     }
 
     fn try_serve(&mut self) -> Result<bool, (u16, Broken)> {
-        let mut budget = Budget::WHOLE;
-        self.streams
-            .borrow_mut()
-            .serve(&mut self.queues.borrow_mut(), self.user(), &mut budget)
+        let streams = &mut self.streams;
+        self.guest
+            .serve(|queues, user, budget| streams.serve(queues, user, budget))
     }
 
     /// Has the device look, and takes out what it has for the guest.
     fn serve(&mut self) -> Vec<Got> {
         self.try_serve().unwrap();
-        let [_, _, used] = rings(0);
-        let user = UserMemory::new(self.memory.mmap(), &self.space);
-        let end: u16 = user.read_obj(GuestAddress(used + 2)).unwrap();
-        let mut got = Vec::new();
-        while self.seen != end {
-            let at = used + 4 + u64::from(self.seen % ENTRIES) * 8;
-            let slot: u32 = user.read_obj(GuestAddress(at)).unwrap();
-            let len: u32 = user.read_obj(GuestAddress(at + 4)).unwrap();
-            let mut bytes = vec![0; usize::try_from(len).unwrap()];
-            let addr = BUFFERS + u64::from(slot) * BUFFER;
-            user.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
-            let (header, bytes) = Header::read_from_prefix(&bytes).unwrap();
-            assert_eq!(u64::from(header.len), u64::try_from(bytes.len()).unwrap());
-            assert_eq!(
-                ({ header.src_cid }, { header.dst_cid }),
-                (HOST_CID, GUEST_CID)
-            );
-            got.push(Got {
-                op: Op::from_raw(header.op).unwrap(),
-                host_port: header.src_port,
-                guest_port: header.dst_port,
-                flags: header.flags,
-                bytes: bytes.to_vec(),
-            });
-            self.seen = self.seen.wrapping_add(1);
-        }
-        got
+        self.guest.received().iter().map(|it| read(it)).collect()
     }
 
     fn happens(&self, happening: Happening) {
@@ -324,6 +216,22 @@ impl Driver {
         self.say(Op::Response, ports, 0, b"");
         assert_eq!(self.serve(), []);
         (id, ports)
+    }
+}
+
+fn read(packet: &[u8]) -> Got {
+    let (header, bytes) = Header::read_from_prefix(packet).unwrap();
+    assert_eq!(u64::from(header.len), u64::try_from(bytes.len()).unwrap());
+    assert_eq!(
+        ({ header.src_cid }, { header.dst_cid }),
+        (HOST_CID, GUEST_CID)
+    );
+    Got {
+        op: Op::from_raw(header.op).unwrap(),
+        host_port: header.src_port,
+        guest_port: header.dst_port,
+        flags: header.flags,
+        bytes: bytes.to_vec(),
     }
 }
 
@@ -590,10 +498,10 @@ fn packets_that_make_no_sense_are_the_guests_fault() {
         assert_eq!(driver.try_serve(), Err((1, Broken::Packet)), "{header:?}");
     }
     let mut driver = Driver::new();
-    driver.make_available(1, 0, SENT, 43, false);
+    driver.guest.send(&[0; 43]);
     assert_eq!(driver.try_serve(), Err((1, Broken::NoHeader)));
     let mut driver = Driver::new();
-    driver.make_available(0, 0, BUFFERS, 511, true);
+    driver.guest.offer(1, 511);
     driver.happens(Happening::Incoming {
         id: StreamId(1),
         port: 80,
@@ -639,7 +547,7 @@ fn resets_for_nobody_are_bounded() {
         driver.say(Op::Data, (77, port), 0, b"");
         driver.try_serve().unwrap();
     }
-    assert_eq!(driver.streams.borrow().strays.len(), super::STRAYS_MAX);
+    assert_eq!(driver.streams.strays.len(), super::STRAYS_MAX);
 }
 
 /// A network that takes and gives in fits and starts.
@@ -739,7 +647,7 @@ proptest! {
         driver.offer(8);
         let mut ids = 0;
         for ((header, len), happens) in packets {
-            if happens && driver.seen == driver.offered - 8 {
+            if happens && driver.guest.seen == driver.guest.offered - 8 {
                 ids += 1;
                 driver.happens(Happening::Incoming { id: StreamId(ids), port: 80 });
                 driver.happens(Happening::Readable { id: StreamId(ids), ends: true });
@@ -752,7 +660,7 @@ proptest! {
                 Err(other) => panic!("{other:?}"),
             };
             driver.offer(got.try_into().unwrap());
-            let streams = driver.streams.borrow();
+            let streams = &driver.streams;
             prop_assert!(streams.connections.len() <= usize::try_from(ids).unwrap() + 1);
             prop_assert_eq!(streams.connections.len(), streams.by_ports.len());
             prop_assert!(streams.strays.len() <= super::STRAYS_MAX);
