@@ -110,12 +110,18 @@ impl<'m> Buffers<'m> {
     ///
     /// As readv(2).
     pub fn read_some(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
-        let vector = self.vector(0);
-        let pieces = i32::try_from(vector.len()).unwrap_or(0);
-        // SAFETY: each entry is host memory of a guest that lives for `'m`, to which no
-        // reference exists, so the kernel may write it; the count is the vector's.
-        let moved = unsafe { libc::readv(file.as_raw_fd(), vector.as_ptr(), pieces) };
-        usize::try_from(moved).map_err(|_| io::Error::last_os_error())
+        self.once(0, |pieces| {
+            // SAFETY: each entry is host memory of a guest that lives for `'m`, to which
+            // no reference exists, so the kernel may write it; the count is the array's,
+            // at most `PIECES_MAX`.
+            unsafe {
+                libc::readv(
+                    file.as_raw_fd(),
+                    pieces.as_ptr(),
+                    i32::try_from(pieces.len()).unwrap_or(0),
+                )
+            }
+        })
     }
 
     /// Fills it with what a socket has, as far as that goes; does not wait.
@@ -146,23 +152,13 @@ impl<'m> Buffers<'m> {
 
     /// Calls with all pieces as one message of a stream socket's.
     fn message(&self, call: impl Fn(&mut libc::msghdr) -> isize) -> io::Result<usize> {
-        let mut vector = self.vector(0);
-        // SAFETY: a message of zeroes is one without anything.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = vector.as_mut_ptr();
-        message.msg_iovlen = vector.len();
-        loop {
-            let moved = call(&mut message);
-            match usize::try_from(moved) {
-                Ok(moved) => return Ok(moved),
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        self.once(0, |pieces| {
+            // SAFETY: a message of zeroes is one without anything.
+            let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+            message.msg_iov = pieces.as_mut_ptr();
+            message.msg_iovlen = pieces.len();
+            call(&mut message)
+        })
     }
 
     /// Copies bytes in, as many as fit, and says how many.
@@ -200,23 +196,30 @@ impl<'m> Buffers<'m> {
                 .checked_add(done)
                 .and_then(|offset| i64::try_from(offset).ok())
                 .ok_or(io::ErrorKind::InvalidInput)?;
-            let moved = match self.pieces.as_slice() {
-                // Most requests are one piece and done at once: no list for these.
-                [piece] if done == 0 => call(&[entry(piece)], offset),
-                _ => call(&self.vector(done), offset),
-            };
-            match u64::try_from(moved) {
-                Ok(0) => return Err(at_end.into()),
-                Ok(moved) => done = done.saturating_add(moved),
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
+            match self.once(done, |pieces| call(pieces, offset))? {
+                0 => return Err(at_end.into()),
+                moved => done = done.saturating_add(u64_of(moved)),
             }
         }
         Ok(())
+    }
+
+    /// Calls with what is left after `done` bytes, until no signal interrupts that.
+    fn once(&self, done: u64, call: impl Fn(&mut [libc::iovec]) -> isize) -> io::Result<usize> {
+        loop {
+            let moved = match self.pieces.as_slice() {
+                // Most are one piece and done at once: no list for these.
+                [piece] if done == 0 => call(&mut [entry(piece)]),
+                _ => call(&mut self.vector(done)),
+            };
+            if let Ok(moved) = usize::try_from(moved) {
+                return Ok(moved);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
     }
 
     /// What is left after `done` bytes, as the kernel takes it.
