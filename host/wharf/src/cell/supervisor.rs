@@ -29,16 +29,17 @@ pub(super) fn start(
     requests: Receiver<Request>,
 ) -> Result<(Consoles, JoinHandle<()>), CellError> {
     let (outbox, reports) = unbounded();
-    let mut workers = Vec::new();
+    let mut workers = Workers(Vec::new());
     for index in 0..usize::try_from(config.workers.max(1)).unwrap_or(1) {
-        workers.push(worker::start(index, shared.clone(), outbox.clone())?);
+        let worker = worker::start(index, shared.clone(), outbox.clone())?;
+        workers.0.push(worker);
     }
     let members = members(config.tasks)?;
     let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
     let consoles = Consoles::new(members.iter().map(Member::console));
     let supervisor = Supervisor {
         start: Instant::now(),
-        model: Model::new(workers.len(), &replicas),
+        model: Model::new(workers.0.len(), &replicas),
         members,
         workers,
         events,
@@ -123,10 +124,26 @@ struct Supervisor {
     start: Instant,
     model: Model,
     members: Vec<Member>,
-    workers: Vec<(Mailbox, JoinHandle<()>)>,
+    workers: Workers,
     events: Arc<EventLog>,
     /// Keeps the channel open, so that its end never has to be told from quiet.
     _outbox: Sender<FromWorker>,
+}
+
+/// The workers. Nobody else ends them: dropped, also when one could not be started or
+/// the supervisor panics, they end, and their guests with them.
+struct Workers(Vec<(Mailbox, JoinHandle<()>)>);
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        for (mailbox, _) in &self.0 {
+            mailbox.send(ToWorker::Quit);
+        }
+        for (_, thread) in self.0.drain(..) {
+            // A worker that panicked said so; the others are ended all the same.
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Whether the cell goes on.
@@ -164,13 +181,7 @@ impl Supervisor {
                 recv(tick) -> _ => self.tell(Fact::Tick),
             };
         }
-        for (mailbox, _) in &self.workers {
-            mailbox.send(ToWorker::Quit);
-        }
-        for (_, thread) in self.workers {
-            // A worker that panicked said so; the others are ended all the same.
-            let _ = thread.join();
-        }
+        drop(self.workers);
         self.events
             .add(None, 0, EventKind::Down, "the cell has ended".to_owned());
     }
@@ -259,7 +270,7 @@ impl Supervisor {
                 Action::Stop { key, worker } => self.send(worker, ToWorker::Stop(key)),
                 Action::Kill { key, worker } => self.send(worker, ToWorker::Kill(key)),
                 Action::Donate { from, to } => {
-                    if let Some((mailbox, _)) = self.workers.get(to) {
+                    if let Some((mailbox, _)) = self.workers.0.get(to) {
                         self.send(from, ToWorker::Donate(to, mailbox.clone()));
                     }
                 }
@@ -289,7 +300,7 @@ impl Supervisor {
     }
 
     fn send(&self, worker: usize, message: ToWorker) {
-        if let Some((mailbox, _)) = self.workers.get(worker) {
+        if let Some((mailbox, _)) = self.workers.0.get(worker) {
             mailbox.send(message);
         }
     }
