@@ -50,7 +50,9 @@ pub fn attach(attachment: &Attachment) -> AttachVerdict {
     }
 }
 
-pub(super) fn connect(connection: &Connection) -> Verdict {
+/// To the target with the fewest connections, which is the first; nobody gets out.
+#[must_use]
+pub fn connect(connection: &Connection) -> Verdict {
     let to_a_task = connection.direction != Direction::Outbound;
     if to_a_task && !connection.targets.is_empty() {
         Verdict::Target(0)

@@ -13,7 +13,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::board::{Board, Port, Routed, Router, Waiting, ring};
-use super::{NetError, Publish, WAITING_MAX};
+use super::{NetError, Publish, WAITING_MAX, refused};
 use crate::headroom;
 
 /// Connections that wait for the acceptor in the kernel.
@@ -137,14 +137,11 @@ impl Serving {
         listeners: Vec<Listener>,
         over: Arc<AtomicBool>,
     ) -> Result<Self, NetError> {
-        let refused = |e: nix::Error| NetError::System {
-            what: "an epoll",
-            source: e.into(),
-        };
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(refused)?;
+        let refused = refused("an epoll");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&refused)?;
         for (number, listener) in (0..).zip(&listeners) {
             let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
-            epoll.add(&listener.socket, event).map_err(refused)?;
+            epoll.add(&listener.socket, event).map_err(&refused)?;
         }
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
         epoll.add(board.opened(), event).map_err(refused)?;

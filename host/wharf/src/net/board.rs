@@ -11,7 +11,7 @@ use socket2::Socket;
 use wharf_machine::device::StreamId;
 use wharf_model::policy::{Connection, Direction, Endpoint, Target, Verdict};
 
-use super::{CONNECTIONS_MAX, NetError, Publish, WAITING_MAX};
+use super::{CONNECTIONS_MAX, NetError, Publish, WAITING_MAX, refused};
 
 /// Most guests that a router chooses among.
 const TARGETS_MAX: usize = 64;
@@ -294,12 +294,8 @@ pub(super) fn next_id() -> StreamId {
 
 pub(super) fn bell() -> Result<EventFd, NetError> {
     use nix::sys::eventfd::EfdFlags;
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|e| {
-        NetError::System {
-            what: "an eventfd",
-            source: e.into(),
-        }
-    })
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    EventFd::from_flags(flags).map_err(refused("an eventfd"))
 }
 
 /// Makes it readable; it stays so until it is read.

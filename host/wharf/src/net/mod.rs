@@ -73,6 +73,14 @@ pub enum NetError {
     },
 }
 
+/// Names what was tried when the kernel refuses it.
+fn refused(what: &'static str) -> impl Fn(nix::Error) -> NetError {
+    move |e| NetError::System {
+        what,
+        source: e.into(),
+    }
+}
+
 /// What to do about a port that cannot be listened on.
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {

@@ -18,7 +18,7 @@ use wharf_machine::device::{Close, Happening, Network, StreamId};
 
 use super::acceptor::{prepare, reset};
 use super::board::{Arrival, Board, Door, Guest, Routed, Traffic, Waiting, next_id};
-use super::{CONNECTIONS_MAX, NetError};
+use super::{CONNECTIONS_MAX, NetError, refused};
 use crate::headroom;
 
 /// Events that are taken in at a stretch.
@@ -57,11 +57,8 @@ impl Sockets {
     ///
     /// When the kernel has no descriptors left.
     pub fn new(board: Arc<Board>, guest: Guest, traffic: Arc<Traffic>) -> Result<Self, NetError> {
-        let refused = |e: nix::Error| NetError::System {
-            what: "an epoll",
-            source: e.into(),
-        };
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(refused)?;
+        let refused = refused("an epoll");
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&refused)?;
         let (door, arrived) = board.door(guest, traffic)?;
         let sockets = Self {
             board,

@@ -20,7 +20,7 @@ use wharf_abi::hypercall::FOREVER;
 use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
 use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
-use wharf_model::policy::{Answer, Connection, Question, Verdict, built_in};
+use wharf_model::policy::built_in;
 use wharf_model::{Action, Event, Instant, Outcome, Task};
 
 use crate::device::Block;
@@ -125,7 +125,7 @@ pub enum RunError {
 pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
     let name = config.name.as_deref().unwrap_or(&image.manifest().name);
     let ports = std::iter::once((name, config.publish.as_slice()));
-    let acceptor = Acceptor::start(Box::new(route), ports)?;
+    let acceptor = Acceptor::start(Box::new(|it| built_in::connect(&it)), ports)?;
     let backends = attach(image, config, acceptor.board())?;
     let start = std::time::Instant::now();
     let hypervisor = Hypervisor::open()?;
@@ -188,15 +188,6 @@ fn attach(
         wire: &wire,
     };
     attach::attach(manifest, &supply, asker, true, |it| built_in::attach(&it))
-}
-
-/// Who gets a connection: the built-in policy says.
-fn route(connection: Connection) -> Verdict {
-    match built_in(&Question::Connect(connection)) {
-        Answer::Connect(verdict) => verdict,
-        // An answer is of its question's kind.
-        _ => Verdict::Deny,
-    }
 }
 
 /// The guest's clock is the only one here: a deadline then is what the guest
