@@ -15,7 +15,7 @@ use iced_x86::code_asm::{r12, r13};
 use tempfile::TempDir;
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Hypercall, Interest};
-use wharf_tests::bench::{Resident, heading, median, mib, percentile, row};
+use wharf_tests::bench::{Resident, measure, median, mib, percentile, row};
 use wharf_tests::command::app;
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, kvm};
@@ -52,15 +52,7 @@ fn main() {
         ("slices", &|| slices(path)),
         ("lateness", &|| lateness(path)),
     ];
-    // cargo passes options; words choose figures.
-    let words = std::env::args().skip(1);
-    let chosen: Vec<String> = words.filter(|arg| !arg.starts_with('-')).collect();
-    heading();
-    for (name, measure) in figures {
-        if chosen.is_empty() || chosen.iter().any(|word| word == name) {
-            measure();
-        }
-    }
+    measure(&figures);
 }
 
 /// A guest that waits for ever, and one that writes a byte whenever it has done a

@@ -7,7 +7,7 @@
 //! machine.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,29 +18,21 @@ use wharf_model::policy::{
     Candidate, Connection, Direction, Endpoint, Question, SlotName, Target, View, built_in,
 };
 use wharf_policy::{Plugin, SlotConfig, Slots, SwapOptions, TaskFacts};
-use wharf_tests::bench::{heading, percentile, row};
-use wharf_tests::command::{output, wharf};
+use wharf_tests::bench::{measure, percentile, row};
+use wharf_tests::command::policy;
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, kvm};
 use wharf_tests::host::Host;
 use wharf_tests::plugin::PluginWat;
 
 fn main() {
-    let figures: [(&str, fn()); 4] = [
-        ("decisions", decisions),
-        ("swaps", swaps),
-        ("live", live_swap),
-        ("first", first_use),
+    let figures: [(&str, &dyn Fn()); 4] = [
+        ("decisions", &decisions),
+        ("swaps", &swaps),
+        ("live", &live_swap),
+        ("first", &first_use),
     ];
-    // cargo passes options; words choose figures.
-    let words = std::env::args().skip(1);
-    let chosen: Vec<String> = words.filter(|arg| !arg.starts_with('-')).collect();
-    heading();
-    for (name, measure) in figures {
-        if chosen.is_empty() || chosen.iter().any(|word| word == name) {
-            measure();
-        }
-    }
+    measure(&figures);
 }
 
 fn ns(ns: u64) -> String {
@@ -49,12 +41,6 @@ fn ns(ns: u64) -> String {
 
 fn ratio(ours: u64, theirs: u64) -> f64 {
     ours as f64 / theirs as f64
-}
-
-fn plugin(name: &str) -> PathBuf {
-    let output = output(&mut wharf(["build", &format!("plugins/{name}")]));
-    assert_eq!(output.status, 0, "{}", output.stderr);
-    PathBuf::from(output.stdout.trim_end())
 }
 
 fn slots() -> Arc<Slots> {
@@ -144,7 +130,7 @@ fn decisions() {
     ] {
         let slots = slots();
         let slot = slots.slot(slot);
-        let component = slots.open(&plugin(name)).expect("it is a plugin");
+        let component = slots.open(&policy(name)).expect("it is a plugin");
         slot.swap(&component, &SwapOptions::default())
             .expect("it is good");
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
@@ -325,7 +311,7 @@ fn live_swap() {
         ElfBuilder::guest(&spins).build(),
     )
     .unwrap();
-    let first = plugin("fair-share");
+    let first = policy("fair-share");
     let toml = format!(
         "[host]\nworkers = 1\n[policy.scheduler]\nplugin = {first:?}\n\
          [[task]]\nname = \"spin\"\nimage = \"spins\"\nreplicas = {TASKS}\nmemory = \"4MiB\"\n"
@@ -382,7 +368,7 @@ fn spread(host: &Host, middle: impl FnOnce()) -> f64 {
 /// From opening a plugin to its first answer, compiled and from the cache; the engine
 /// is made, too.
 fn first_use() {
-    let path = plugin("fair-share");
+    let path = policy("fair-share");
     let cache = tempfile::tempdir().unwrap();
     let first = |cache: &Path| {
         let start = Instant::now();

@@ -12,11 +12,12 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::unistd::Pid;
-use wharf_tests::bench::{alternate, heading, median, percentile, row};
+use wharf_tests::bench::{alternate, measure, median, percentile, row};
 use wharf_tests::command::app;
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, poll};
+use wharf_tests::net::port;
+use wharf_tests::process::{memory_kib, open_files};
 
 const ROUNDS: usize = 5;
 const CONNECTIONS: u32 = 64;
@@ -26,27 +27,13 @@ fn main() {
     if kvm().is_none() {
         return;
     }
-    let figures: [(&str, fn()); 4] = [
-        ("http", http),
-        ("bytes", bytes),
-        ("lone", lone),
-        ("many", many),
+    let figures: [(&str, &dyn Fn()); 4] = [
+        ("http", &http),
+        ("bytes", &bytes),
+        ("lone", &lone),
+        ("many", &many),
     ];
-    // cargo passes options; words choose figures.
-    let words = std::env::args().skip(1);
-    let chosen: Vec<String> = words.filter(|arg| !arg.starts_with('-')).collect();
-    heading();
-    for (name, measure) in figures {
-        if chosen.is_empty() || chosen.iter().any(|word| word == name) {
-            measure();
-        }
-    }
-}
-
-/// A port that is free now.
-fn port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    measure(&figures);
 }
 
 /// A host with one task, and the port that leads to it.
@@ -281,13 +268,13 @@ fn many() {
     };
     // Port numbers of this machine run out when a client closes first and waits.
     turn(2_000);
-    let before = (files(pid), resident_kib(pid));
+    let before = (open_files(pid), memory_kib(pid, "VmRSS"));
     let start = Instant::now();
     turn(COUNT);
     let took = start.elapsed().as_secs_f64();
     // The last question over the control socket has a file of its own for a moment.
-    let _ = poll(|| (files(pid) <= before.0).then_some(()));
-    let after = (files(pid), resident_kib(pid));
+    let _ = poll(|| (open_files(pid) <= before.0).then_some(()));
+    let after = (open_files(pid), memory_kib(pid, "VmRSS"));
     println!("{COUNT} connections, {:.0} a second:", COUNT as f64 / took);
     row(
         "  open files",
@@ -309,15 +296,4 @@ fn many() {
 
 fn ratio(after: u64, before: u64) -> f64 {
     after as f64 / before as f64
-}
-
-fn files(pid: Pid) -> u64 {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    entries.count().try_into().unwrap()
-}
-
-fn resident_kib(pid: Pid) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|it| it.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

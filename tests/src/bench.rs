@@ -12,6 +12,19 @@ pub fn heading() {
     );
 }
 
+/// Measures what the command line names, or all there is.
+pub fn measure(figures: &[(&str, &dyn Fn())]) {
+    // cargo passes options; words choose figures.
+    let words = std::env::args().skip(1);
+    let chosen: Vec<String> = words.filter(|arg| !arg.starts_with('-')).collect();
+    heading();
+    for (name, measure) in figures {
+        if chosen.is_empty() || chosen.iter().any(|word| word == name) {
+            measure();
+        }
+    }
+}
+
 /// Prints one figure: ours, what it is compared to, their ratio, and its goal.
 pub fn row(what: &str, ours: &str, theirs: &str, ratio: f64, goal: &str) {
     println!("{what:<52} {ours:>14} {theirs:>14} {ratio:>8.3}  {goal}");

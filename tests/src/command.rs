@@ -66,6 +66,18 @@ pub fn app(name: &str) -> PathBuf {
     PathBuf::from(output.stdout.trim_end())
 }
 
+/// A plugin of `plugins`, built.
+///
+/// # Panics
+///
+/// When it does not build.
+#[must_use]
+pub fn policy(name: &str) -> PathBuf {
+    let output = output(&mut wharf(["build", &format!("plugins/{name}")]));
+    assert_eq!(output.status, 0, "{}", output.stderr);
+    PathBuf::from(output.stdout.trim_end())
+}
+
 /// What a command printed and how it ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Printed {

@@ -2,7 +2,7 @@
 //!
 //! [`elf`] makes images, good and bad; [`guest`] runs raw machine code in a real
 //! VM; [`plugin`] makes plugins, good and bad; [`command`] runs the real binary,
-//! [`host`] keeps one running, and [`mod@bench`] is for those that measure. Tests under
+//! [`host`] keeps one running, [`net`] and [`process`] say what is free and what is used, and [`mod@bench`] is for those that measure. Tests under
 //! `tests/` are sentences and tables made of these. Levels that need `/dev/kvm` say
 //! aloud when they skip, and fail instead when `REQUIRE_KVM=1` is set.
 
@@ -13,4 +13,6 @@ pub mod disk;
 pub mod elf;
 pub mod guest;
 pub mod host;
+pub mod net;
 pub mod plugin;
+pub mod process;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use wharf_tests::command::{Printed, app, output, wharf};
+use wharf_tests::command::{Printed, app, output, policy, wharf};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, poll};
 
@@ -412,15 +412,13 @@ fn a_router_gives_a_device_another_file() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();
-    let plugin = output(&mut wharf(["build", "plugins/static-routes"]));
-    assert_eq!(plugin.status, 0, "{}", plugin.stderr);
     let toml = format!(
         "[policy.router]\nplugin = \"{}\"\n\
          config = {{ \"device-data@kv.0\" = \"a\", \"device-data@kv.1\" = \"b\" }}\n\
          [[task]]\nname = \"kv\"\nimage = \"{}\"\nreplicas = 2\n\
          [[task.block]]\ndevice = \"a\"\nfile = \"a.img\"\nsize = \"1MiB\"\n\
          [[task.block]]\ndevice = \"b\"\nfile = \"b.img\"\nsize = \"2MiB\"\n",
-        plugin.stdout.trim_end(),
+        policy("static-routes").display(),
         app("disk").display()
     );
     let host = Host::up(path, &toml);

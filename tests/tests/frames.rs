@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use iced_x86::code_asm::{ch, cx, dword_ptr, eax, ecx, qword_ptr, rax, rbx, rdi, rsi, word_ptr};
-use nix::unistd::Pid;
 use wharf_abi::device::{
     DeviceSetup, FEATURE_EVENT_IDX, FEATURE_VERSION_1, QUEUES_MAX, QueueSetup, STATUS_DRIVER_OK,
 };
@@ -16,6 +15,7 @@ use wharf_tests::command::{app, output, wharf};
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, kvm};
 use wharf_tests::host::Host;
+use wharf_tests::process::memory_kib;
 use zerocopy::IntoBytes;
 
 /// A task that pings another one so often, or only answers.
@@ -135,12 +135,6 @@ fn ended(host: &Host, replica: &str) -> (u64, String) {
     (task.number("exit_status"), host.ask(&["logs", name]))
 }
 
-fn memory_kib(pid: Pid) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|it| it.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn tasks_ping_each_other() {
     let Some(_) = kvm() else { return };
@@ -197,9 +191,9 @@ fn a_flood_does_not_grow_the_host() {
     // A quarter of a second of its own: far more frames than a port keeps.
     let ran = |ns: u64| host.until_task("flood.0", |it| it.number("run_ns") > ns);
     ran(250_000_000);
-    let before = memory_kib(pid);
+    let before = memory_kib(pid, "VmRSS");
     ran(1_000_000_000);
-    let grown = memory_kib(pid).saturating_sub(before);
+    let grown = memory_kib(pid, "VmRSS").saturating_sub(before);
     assert!(grown < 4096, "{grown} KiB more");
     for replica in ["deaf.0", "mute.0"] {
         assert_eq!(host.task(replica).state(), "waiting");

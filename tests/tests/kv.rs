@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::thread;
 
@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use wharf_tests::command::app;
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, PATIENCE, poll};
+use wharf_tests::net::port;
 
 fn start(directory: &Path, port: u16) -> Host {
     let toml = format!(
@@ -21,11 +22,6 @@ fn start(directory: &Path, port: u16) -> Host {
     let there = poll(|| TcpStream::connect(("127.0.0.1", port)).ok());
     assert!(there.is_some());
     host
-}
-
-fn port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// One request of a connection of its own: the status and the body, unless the

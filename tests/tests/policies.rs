@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use wharf_model::policy::{
     Plan, Question, SlotName, Verdict,
 };
 use wharf_policy::{Engine, Fault, Instance, Plugin, Setup, State, TaskFacts};
-use wharf_tests::command::{output, wharf};
+use wharf_tests::command::policy;
 use wharf_tests::conformance::router::connection;
 use wharf_tests::conformance::scheduler::Host;
 use wharf_tests::conformance::upgrader::{Upgrade, proposal};
@@ -28,11 +27,9 @@ fn plugin(name: &'static str) -> Arc<Plugin> {
     static BUILT: Mutex<BTreeMap<&str, Arc<Plugin>>> = Mutex::new(BTreeMap::new());
     let mut built = BUILT.lock().unwrap();
     let plugin = built.entry(name).or_insert_with(|| {
-        let printed = output(&mut wharf(["build", &format!("plugins/{name}")]));
-        assert_eq!(printed.status, 0, "{}", printed.stderr);
         // An engine each: its instances are counted.
         let engine = Engine::new(None).unwrap();
-        Plugin::open(&engine, Path::new(printed.stdout.trim_end())).unwrap()
+        Plugin::open(&engine, &policy(name)).unwrap()
     });
     Arc::clone(plugin)
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, unbounded};
+use nix::unistd::Pid;
 use wharf_model::policy::slot::State;
 use wharf_model::policy::{
     Answer, AttachVerdict, Attachment, Candidate, Choice, Connection, DeviceKind, Direction,
@@ -19,6 +20,7 @@ use wharf_policy::{
 };
 use wharf_tests::host::{PATIENCE, poll};
 use wharf_tests::plugin::{LOG, PluginWat};
+use wharf_tests::process::memory_kib;
 
 /// Slots of a host with two tasks, and what is told of them.
 struct Host {
@@ -800,19 +802,12 @@ fn ten_thousand_swaps_lose_no_decision_and_no_memory() {
             host.scheduler().swap(next, &options).unwrap();
         }
         if swap == SWAPS / 10 {
-            before = resident_kib();
+            before = memory_kib(Pid::this(), "VmRSS");
         }
     }
-    let grown = resident_kib().saturating_sub(before);
+    let grown = memory_kib(Pid::this(), "VmRSS").saturating_sub(before);
     assert!(grown < 4096, "{grown} KiB more than after the first tenth");
     assert_eq!(host.scheduler().status().swaps, SWAPS + 1);
-}
-
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
-        .expect("Linux tells what is resident")
 }
 
 #[test]

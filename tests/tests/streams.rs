@@ -1,33 +1,20 @@
 //! Streams, as clients, operators and guests have them: real sockets, the real binary.
 
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::SockRef;
-use wharf_tests::command::{app, output, root, wharf};
+use wharf_tests::command::{app, output, policy, wharf};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, PATIENCE, poll};
-
-/// A port that nobody has; each test asks for its own.
-fn port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        // Below those that the kernel gives to clients, and apart from other runs.
-        let spread = u16::try_from(std::process::id() % 1000).unwrap() * 10;
-        let port = 20_000 + spread + NEXT.fetch_add(1, Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
+use wharf_tests::net::port;
+use wharf_tests::process::{memory_kib, open_files};
 
 /// A task of an app, with what else is to be said of it.
 fn task(name: &str, app_name: &str, args: &[&str], more: &str) -> String {
@@ -88,17 +75,6 @@ fn noise(len: usize) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     std::iter::repeat_with(step).take(len).collect()
-}
-
-/// A kibibyte figure of a process, such as `VmRSS`.
-fn memory_kib(pid: Pid, figure: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|it| it.starts_with(figure)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn open_files(pid: Pid) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }
 
 #[test]
@@ -451,12 +427,10 @@ fn a_router_pins_connections_to_one_replica() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
     let at = port();
-    let routes = root().join("plugins/static-routes");
-    let pins = wharf_tests::command::output(&mut wharf(["build", routes.to_str().unwrap()]));
-    assert_eq!(pins.status, 0, "{}", pins.stderr);
+    let pins = policy("static-routes");
     let toml = format!(
         "[policy.router]\nplugin = {:?}\nconfig = {{ \"port-{at}\" = \"echo.1\" }}\n",
-        pins.stdout.trim_end()
+        pins
     ) + &task("echo", "echo", &[], &(published(at, 7) + "\nreplicas = 2"));
     let host = Host::up(directory.path(), &toml);
     let mut streams: Vec<_> = (0..6).map(|_| connect(at)).collect();
@@ -472,12 +446,10 @@ fn a_canary_shares_the_port_of_the_task_that_it_joins() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
     let at = port();
-    let plugin = root().join("plugins/canary");
-    let built = output(&mut wharf(["build", plugin.to_str().unwrap()]));
-    assert_eq!(built.status, 0, "{}", built.stderr);
+    let built = policy("canary");
     let toml = format!(
         "[policy.router]\nplugin = {:?}\nconfig = {{ sticky = false }}\n",
-        built.stdout.trim_end()
+        built
     ) + &task("old", "http", &["--greeting", "old"], &published(at, 80))
         + &task(
             "new",
@@ -517,12 +489,10 @@ fn fetch(allow: Option<&str>, to: &str, more: &str) -> (u64, String) {
     let directory = tempfile::tempdir().unwrap();
     let mut toml = String::new();
     if let Some(allow) = allow {
-        let plugin = root().join("plugins/allow-list");
-        let built = output(&mut wharf(["build", plugin.to_str().unwrap()]));
-        assert_eq!(built.status, 0, "{}", built.stderr);
+        let built = policy("allow-list");
         toml = format!(
             "[policy.router]\nplugin = {:?}\nconfig = {{ allow = {allow:?} }}\n",
-            built.stdout.trim_end()
+            built
         );
     }
     toml += more;

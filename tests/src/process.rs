@@ -1,0 +1,31 @@
+//! What the kernel says of a process (proc(5)).
+
+use std::fs;
+
+use nix::unistd::Pid;
+
+/// A figure of its memory in KiB, such as `VmRSS`.
+///
+/// # Panics
+///
+/// When it does not run, or there is no such figure.
+#[must_use]
+pub fn memory_kib(pid: Pid, figure: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let mut lines = status.lines();
+    let value = lines.find_map(|it| it.strip_prefix(figure)?.strip_prefix(':'));
+    let kib = value.and_then(|it| it.split_whitespace().next());
+    kib.and_then(|it| it.parse().ok())
+        .expect("Linux tells of memory in KiB")
+}
+
+/// How many files it has open.
+///
+/// # Panics
+///
+/// When it does not run, or is another user's.
+#[must_use]
+pub fn open_files(pid: Pid) -> u64 {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs and is ours");
+    files.count().try_into().expect("few files")
+}
