@@ -34,8 +34,8 @@ use wharf_abi::DeviceKind;
 use wharf_abi::device::{FEATURE_EVENT_IDX, FEATURE_VERSION_1};
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::device::{self, Driver, OpenError};
-use crate::transport::{OwnMemory, PageTransport};
+use crate::device::{self, Driver, OpenError, Taken};
+use crate::transport::OwnMemory;
 
 /// Bytes of a sector, the unit of a disk.
 pub const SECTOR: u64 = 512;
@@ -107,11 +107,11 @@ pub struct BlockDevice(&'static Device);
 ///
 /// When there is none, or it is open already.
 pub fn open(name: &str) -> Result<BlockDevice, OpenError> {
-    let (place, entry) = device::take(DeviceKind::Block, name)?;
-    let number = u16::try_from(place).map_err(|_| OpenError::Refused)?;
-    let mut transport = PageTransport::new(number, entry.page);
-    let features = SUPPORTED & transport.read_device_features();
-    transport.write_driver_features(features);
+    let Taken {
+        place,
+        mut transport,
+        features,
+    } = device::take(DeviceKind::Block, name, SUPPORTED)?;
     let sectors: u64 = transport
         .read_config_space(0)
         .map_err(|_| OpenError::Refused)?;

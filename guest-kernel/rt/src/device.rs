@@ -10,8 +10,10 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use critical_section::Mutex;
+use virtio_drivers::transport::Transport;
 use wharf_abi::{DeviceEntry, DeviceKind, Interest};
 
+use crate::transport::PageTransport;
 use crate::{boot, hypercall};
 
 /// Most exits for what is in the queues at the end.
@@ -64,27 +66,50 @@ static DRIVERS: Mutex<RefCell<Vec<Registered>>> = Mutex::new(RefCell::new(Vec::n
 /// A driver and the interest bit of its device.
 type Registered = (Interest, &'static dyn Driver);
 
-/// Finds a device by kind and name, and takes it: there is no second time.
-pub(crate) fn take(kind: DeviceKind, name: &str) -> Result<(usize, DeviceEntry), OpenError> {
-    take_that(|entry| entry.kind == kind.raw() && entry.name.as_str() == Some(name))
+/// A device that a driver has taken, and begun to set up.
+pub(crate) struct Taken {
+    /// Its place in the device table.
+    pub(crate) place: usize,
+    /// What the driver sets up its queues with, and then says that it is done.
+    pub(crate) transport: PageTransport,
+    /// The features that both sides have, which are accepted.
+    pub(crate) features: u64,
+}
+
+/// Finds a device by kind and name, and takes it for a driver that can do with
+/// `features`: there is no second time.
+pub(crate) fn take(kind: DeviceKind, name: &str, features: u64) -> Result<Taken, OpenError> {
+    let is_it = |entry: &DeviceEntry| entry.name.as_str() == Some(name);
+    take_that(kind, features, is_it)
 }
 
 /// As [`take`], whatever the name is.
-pub(crate) fn take_first(kind: DeviceKind) -> Result<(usize, DeviceEntry), OpenError> {
-    take_that(|entry| entry.kind == kind.raw())
+pub(crate) fn take_first(kind: DeviceKind, features: u64) -> Result<Taken, OpenError> {
+    take_that(kind, features, |_| true)
 }
 
-fn take_that(is_it: impl Fn(&DeviceEntry) -> bool) -> Result<(usize, DeviceEntry), OpenError> {
+fn take_that(
+    kind: DeviceKind,
+    features: u64,
+    is_it: impl Fn(&DeviceEntry) -> bool,
+) -> Result<Taken, OpenError> {
     let found = (0..)
         .map_while(|place| Some((place, boot::device(place)?)))
-        .find(|(_, entry)| is_it(entry));
+        .find(|(_, entry)| entry.kind == kind.raw() && is_it(entry));
     let (place, entry) = found.ok_or(OpenError::NotDeclared)?;
     let bit = 1 << place;
-    if OPEN.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-        Ok((place, entry))
-    } else {
-        Err(OpenError::AlreadyOpen)
+    if OPEN.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+        return Err(OpenError::AlreadyOpen);
     }
+    let number = u16::try_from(place).map_err(|_| OpenError::Refused)?;
+    let mut transport = PageTransport::new(number, entry.page);
+    let features = features & transport.read_device_features();
+    transport.write_driver_features(features);
+    Ok(Taken {
+        place,
+        transport,
+        features,
+    })
 }
 
 /// Has the executor wait for a device and wake its driver.

@@ -38,8 +38,8 @@ use wharf_abi::net::{
     RECEIVE_MIN,
 };
 
-use crate::device::{self, Driver, OpenError};
-use crate::transport::{OwnMemory, PageTransport, UsedEvent};
+use crate::device::{self, Driver, OpenError, Taken};
+use crate::transport::{OwnMemory, UsedEvent};
 
 /// Entries of each queue, and buffers in it at most.
 const QUEUE_SIZE: usize = 64;
@@ -65,12 +65,12 @@ pub struct Interface(&'static Device);
 ///
 /// When there is none, or it is open already.
 pub fn open(name: &str) -> Result<Interface, OpenError> {
-    let (place, entry) = device::take(DeviceKind::Net, name)?;
+    let Taken {
+        place,
+        mut transport,
+        ..
+    } = device::take(DeviceKind::Net, name, FEATURES)?;
     let refused = |_| OpenError::Refused;
-    let number = u16::try_from(place).map_err(|_| OpenError::Refused)?;
-    let mut transport = PageTransport::new(number, entry.page);
-    let features = FEATURES & transport.read_device_features();
-    transport.write_driver_features(features);
     let mac = transport
         .read_config_space(CONFIG_MAC_AT)
         .map_err(|_| OpenError::Refused)?;

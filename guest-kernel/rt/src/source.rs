@@ -16,8 +16,8 @@ use virtio_drivers::transport::Transport;
 use wharf_abi::DeviceKind;
 use wharf_abi::device::{FEATURE_EVENT_IDX, FEATURE_VERSION_1};
 
-use crate::device::{self, Driver, OpenError};
-use crate::transport::{OwnMemory, PageTransport};
+use crate::device::{self, Driver, OpenError, Taken};
+use crate::transport::OwnMemory;
 
 /// Bytes that are asked for at a time.
 const BUFFER: usize = 4096;
@@ -43,11 +43,11 @@ impl Source {
     /// Opens the device of a kind that the manifest declares by this name. It stays
     /// open: its ring is the host's to look at for as long as the guest lives.
     pub(crate) fn open(kind: DeviceKind, name: &str) -> Result<&'static Self, OpenError> {
-        let (place, entry) = device::take(kind, name)?;
-        let number = u16::try_from(place).map_err(|_| OpenError::Refused)?;
-        let mut transport = PageTransport::new(number, entry.page);
-        let features = (FEATURE_VERSION_1 | FEATURE_EVENT_IDX) & transport.read_device_features();
-        transport.write_driver_features(features);
+        let Taken {
+            place,
+            mut transport,
+            ..
+        } = device::take(kind, name, FEATURE_VERSION_1 | FEATURE_EVENT_IDX)?;
         let queue =
             VirtQueue::new(&mut transport, 0, false, true).map_err(|_| OpenError::Refused)?;
         transport.finish_init();

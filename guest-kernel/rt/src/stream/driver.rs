@@ -23,8 +23,8 @@ use super::output::Output;
 use super::packet::Packet;
 use super::table::Table;
 use crate::boot;
-use crate::device::{self, Driver, OpenError};
-use crate::transport::{OwnMemory, PageTransport, UsedEvent};
+use crate::device::{self, Driver, OpenError, Taken};
+use crate::transport::{OwnMemory, UsedEvent};
 
 /// Receive buffers at most.
 const RECEIVE_SIZE: usize = 64;
@@ -65,12 +65,12 @@ pub(super) fn device() -> Opened {
 }
 
 fn open() -> Opened {
-    let (place, entry) = device::take_first(DeviceKind::Stream)?;
+    let Taken {
+        place,
+        mut transport,
+        ..
+    } = device::take_first(DeviceKind::Stream, FEATURE_VERSION_1 | FEATURE_EVENT_IDX)?;
     let refused = |_| OpenError::Refused;
-    let number = u16::try_from(place).map_err(|_| OpenError::Refused)?;
-    let mut transport = PageTransport::new(number, entry.page);
-    let features = (FEATURE_VERSION_1 | FEATURE_EVENT_IDX) & transport.read_device_features();
-    transport.write_driver_features(features);
     let mut receive = Receive {
         queue: VirtQueue::new(&mut transport, QUEUE_RECEIVE, false, true).map_err(refused)?,
         buffers: Vec::new(),
