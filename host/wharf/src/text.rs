@@ -2,6 +2,8 @@
 
 use std::error::Error;
 
+use wharf_model::policy::check::commands_terminal;
+
 /// An error and its causes on one line. A cause that was told already is not
 /// repeated.
 #[must_use]
@@ -37,9 +39,7 @@ pub fn visible(text: &str) -> String {
 fn escape(text: &str, kept: &[char]) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        // These turn the direction of writing, and so what seems to be written.
-        let is_turn = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if is_turn || (c.is_control() && !kept.contains(&c)) {
+        if commands_terminal(c) && !kept.contains(&c) {
             escaped.extend(c.escape_default());
         } else {
             escaped.push(c);

@@ -224,10 +224,7 @@ fn in_list(what: &'static str, chosen: u32, of: usize) -> Result<(), Nonsense> {
 /// A reason, cut where it gets long, without what a terminal would obey.
 #[must_use]
 pub fn short(reason: &str) -> String {
-    // These turn the direction of writing, or end a line, and so change what seems to
-    // be written.
-    let is_turn = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    let clean = |c: char| if c.is_control() || is_turn(c) { ' ' } else { c };
+    let clean = |c: char| if commands_terminal(c) { ' ' } else { c };
     let mut text = String::new();
     for c in reason.chars().map(clean) {
         if text.len().saturating_add(c.len_utf8()) > REASON_LEN {
@@ -237,6 +234,15 @@ pub fn short(reason: &str) -> String {
         text.push(c);
     }
     text
+}
+
+/// Whether a terminal would obey a character instead of showing it. That are not only
+/// control characters: some turn the direction of writing, or end a line, and so change
+/// what seems to be written.
+#[must_use]
+pub fn commands_terminal(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
