@@ -23,9 +23,11 @@ pub fn wharf_path() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
+        // Of the whole workspace: for one package alone cargo would choose other features
+        // of what everything depends on, and compile the compiler of policies twice.
         cargo
             .current_dir(root())
-            .args(["build", "--quiet", "--package", "wharf", "--bins"]);
+            .args(["build", "--quiet", "--bins"]);
         if !cfg!(debug_assertions) {
             cargo.arg("--release");
         }

@@ -145,6 +145,10 @@ pub fn run_machine(mut machine: Machine) -> Run {
                 }
                 Err(fault) => End::Fault(fault.cause),
             },
+            Exit::Call(Call::HandOver(_) | Call::Ready) => {
+                answer = Some(Answer::INVALID);
+                continue;
+            }
             Exit::Interrupted => {
                 answer = None;
                 continue;

@@ -13,6 +13,7 @@ pub mod disk;
 pub mod elf;
 pub mod guest;
 pub mod host;
+pub mod http;
 pub mod net;
 pub mod plugin;
 pub mod process;

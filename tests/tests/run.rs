@@ -252,9 +252,9 @@ fn every_way_to_die_is_reported() {
         ),
         ("port", 139, "general protection (#GP, vector 13)"),
         (
-            "port-reserved-hypercall",
+            "hand-over-of-nobodys",
             139,
-            "general protection (#GP, vector 13)",
+            "bad pointer in a hypercall (0x10, 16 bytes)",
         ),
         (
             "hypercall-in",

@@ -55,8 +55,8 @@ pub struct BootPage {
     /// The device table: [`DeviceEntry`](crate::DeviceEntry) structures, one behind
     /// the other, as read-only as this page.
     pub devices: Span,
-    /// Reserved for the state that an earlier generation handed over; empty in
-    /// this version.
+    /// The state that the generation before handed over, as read-only as this page;
+    /// empty when there is none.
     pub inherited: Span,
 }
 

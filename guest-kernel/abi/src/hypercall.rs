@@ -45,9 +45,19 @@ pub enum Hypercall {
     /// number ([`kick_target`]). Returns 0 in RDX; [`Status::Invalid`] when there is
     /// no such device, no such queue, or it is not set up.
     Kick = 3,
-    /// Reserved: hands state over to the next generation.
+    /// Hands state and connections over to the next generation, as
+    /// [`upgrade`](crate::upgrade) says.
+    ///
+    /// RDI: address, RSI: length in bytes of the block, which the guest must be able to
+    /// read, else the call is a fault. Before it parks the guest, the host takes what is
+    /// in the queues on which streams transmit, and puts nothing into any other. Returns 0 in RDX when the guest is to go on;
+    /// [`Status::Invalid`] when nobody asked for it, or the block is none or larger
+    /// than it may be. Else it does not return.
     HandOver = 4,
-    /// Reserved: reports that the guest serves.
+    /// Reports that the guest serves. Returns 0 in RDX; a second time it means nothing.
+    ///
+    /// A guest need not make this call: its first wait without
+    /// [`Interest::STARTING`] says the same.
     Ready = 5,
 }
 
@@ -65,9 +75,15 @@ pub const FOREVER: u64 = u64::MAX;
 pub const CONSOLE_WRITE_MAX: usize = 4096;
 
 impl Hypercall {
-    /// The calls that this version implements. The others are reserved: their
-    /// ports stay closed.
-    pub const IMPLEMENTED: [Self; 4] = [Self::Exit, Self::Wait, Self::ConsoleWrite, Self::Kick];
+    /// Every call. The ports of other numbers stay closed.
+    pub const ALL: [Self; 6] = [
+        Self::Exit,
+        Self::Wait,
+        Self::ConsoleWrite,
+        Self::Kick,
+        Self::HandOver,
+        Self::Ready,
+    ];
 
     /// The I/O port of this call.
     #[must_use]
@@ -75,12 +91,10 @@ impl Hypercall {
         PORT_BASE + self as u16
     }
 
-    /// The implemented call behind a port, if there is one.
+    /// The call behind a port, if there is one.
     #[must_use]
     pub fn from_port(port: u16) -> Option<Self> {
-        Self::IMPLEMENTED
-            .into_iter()
-            .find(|call| call.port() == port)
+        Self::ALL.into_iter().find(|call| call.port() == port)
     }
 }
 
@@ -157,6 +171,10 @@ impl Interest {
     /// The host asks the guest to end. A guest that waits with this bit is told
     /// so and given time; one without it is ended where it stands.
     pub const STOP: Self = Self(1 << 1);
+    /// The next generation of the task could begin: see [`upgrade`](crate::upgrade).
+    pub const UPGRADE: Self = Self(1 << 2);
+    /// No event but a word to the host: the guest does not serve yet.
+    pub const STARTING: Self = Self(1 << 3);
 
     /// A device has something for the guest: bit 8 + *n* for the device at place
     /// *n* of the device table, whether or not there is one.
@@ -167,7 +185,8 @@ impl Interest {
     pub const DEVICES: Self = Self(0xFFFF << Self::DEVICE_SHIFT);
 
     /// Every bit that this version knows.
-    pub const ALL: Self = Self(Self::TIMER.0 | Self::STOP.0 | Self::DEVICES.0);
+    pub const ALL: Self =
+        Self(Self::TIMER.0 | Self::STOP.0 | Self::UPGRADE.0 | Self::STARTING.0 | Self::DEVICES.0);
 
     /// The bit of the first device.
     const DEVICE_SHIFT: u32 = 8;
@@ -230,7 +249,7 @@ mod tests {
     use super::{Hypercall, Interest, PORT_BASE};
 
     #[test]
-    fn only_implemented_calls_have_a_port_that_answers() {
+    fn only_calls_have_a_port_that_answers() {
         let answering: std::vec::Vec<_> = (0..=u16::MAX)
             .filter_map(|port| Hypercall::from_port(port).map(|call| (port, call)))
             .collect();
@@ -241,14 +260,16 @@ mod tests {
                 (PORT_BASE + 1, Hypercall::Wait),
                 (PORT_BASE + 2, Hypercall::ConsoleWrite),
                 (PORT_BASE + 3, Hypercall::Kick),
+                (PORT_BASE + 4, Hypercall::HandOver),
+                (PORT_BASE + 5, Hypercall::Ready),
             ]
         );
     }
 
     #[test]
     fn an_unknown_interest_bit_is_no_set() {
-        assert_eq!(Interest::from_bits(0xFF_FF03), Some(Interest::ALL));
-        for bit in (2..8).chain(24..64) {
+        assert_eq!(Interest::from_bits(0xFF_FF0F), Some(Interest::ALL));
+        for bit in (4..8).chain(24..64) {
             assert_eq!(Interest::from_bits(1 << bit), None);
         }
         assert_eq!(Interest::from_bits_truncate(u64::MAX), Interest::ALL);

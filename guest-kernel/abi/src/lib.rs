@@ -29,7 +29,7 @@
 //!
 //! This crate must never know: KVM, an operating system, how a guest is linked,
 //! or what a host does with an answer. Start at [`boot`], then [`hypercall`], then
-//! [`device`], [`stream`] and [`net`].
+//! [`device`], [`stream`], [`net`] and [`upgrade`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -42,6 +42,7 @@ pub mod manifest;
 pub mod net;
 pub mod note;
 pub mod stream;
+pub mod upgrade;
 mod version;
 
 pub use boot::{BootPage, Span};

@@ -179,6 +179,10 @@ pub struct Manifest {
     pub version: Name<32>,
     /// The devices that it wants.
     pub devices: [DeviceRequest; DEVICES_MAX],
+    /// Format of the state that it hands over and inherits
+    /// ([`upgrade`](crate::upgrade)); 0 when it has none. Images of contracts before
+    /// 1.3 end before this field.
+    pub state_schema: u32,
 }
 
 impl Manifest {
@@ -197,6 +201,7 @@ impl Manifest {
             name: Name::new(name),
             version: Name::new(version),
             devices: [DeviceRequest::EMPTY; DEVICES_MAX],
+            state_schema: 0,
         }
     }
 
@@ -222,6 +227,13 @@ impl Manifest {
         self
     }
 
+    /// The same with a state of that format.
+    #[must_use]
+    pub const fn with_state_schema(mut self, schema: u32) -> Self {
+        self.state_schema = schema;
+        self
+    }
+
     /// The same with one more device.
     ///
     /// # Panics
@@ -242,7 +254,7 @@ impl Manifest {
 const _: () = {
     use core::mem::{align_of, offset_of, size_of};
     assert!(size_of::<DeviceRequest>() == 36);
-    assert!(size_of::<Manifest>() == 688);
+    assert!(size_of::<Manifest>() == 692);
     assert!(align_of::<Manifest>() == 4);
     assert!(offset_of!(Manifest, memory_min_kib) == 4);
     assert!(offset_of!(Manifest, stack_kib) == 8);
@@ -250,6 +262,7 @@ const _: () = {
     assert!(offset_of!(Manifest, name) == 16);
     assert!(offset_of!(Manifest, version) == 80);
     assert!(offset_of!(Manifest, devices) == 112);
+    assert!(offset_of!(Manifest, state_schema) == 688);
 };
 
 #[cfg(test)]

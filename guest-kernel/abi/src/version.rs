@@ -25,7 +25,7 @@ pub struct AbiVersion {
 
 impl AbiVersion {
     /// The version that this crate describes.
-    pub const CURRENT: Self = Self { major: 1, minor: 2 };
+    pub const CURRENT: Self = Self { major: 1, minor: 3 };
 
     /// Says whether a host of this version can run an image of version `image`.
     #[must_use]

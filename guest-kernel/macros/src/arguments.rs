@@ -4,7 +4,7 @@ use proc_macro2::TokenStream;
 use quote::quote_spanned;
 use syn::parse::{Parse, ParseStream};
 use syn::punctuated::Punctuated;
-use syn::{Error, Ident, LitStr, Result, Token, bracketed};
+use syn::{Error, Ident, LitInt, LitStr, Result, Token, bracketed};
 
 use crate::size::parse_kib;
 
@@ -28,6 +28,13 @@ impl Parse for Arguments {
             match key.to_string().as_str() {
                 "name" => arguments.name = Some(input.parse()?),
                 "memory_min" => arguments.builders.push(size(input, "with_memory_min_kib")?),
+                "state" => {
+                    let schema: LitInt = input.parse()?;
+                    let number: u32 = schema.base10_parse()?;
+                    arguments.builders.push(quote_spanned! { schema.span() =>
+                        .with_state_schema(#number)
+                    });
+                }
                 "stack" => arguments.builders.push(size(input, "with_stack_kib")?),
                 "block" => arguments.devices(input, &mut devices, "Block")?,
                 "stream" => arguments.devices(input, &mut devices, "Stream")?,
@@ -44,8 +51,7 @@ impl Parse for Arguments {
     }
 }
 
-const UNKNOWN_KEY: &str =
-    "expected `name`, `memory_min`, `stack`, `block`, `stream`, `net`, `entropy` or `console`";
+const UNKNOWN_KEY: &str = "expected `name`, `memory_min`, `stack`, `state`, `block`, `stream`, `net`, `entropy` or `console`";
 
 impl Arguments {
     /// Reads a list of device names of one kind.
@@ -103,6 +109,7 @@ mod tests {
             r#"memory_min = "8MiB", stack = "64KiB","#,
             ".with_memory_min_kib(8192u32).with_stack_kib(64u32)",
         );
+        check("state = 2", ".with_state_schema(2u32)");
         check(
             r#"block = ["data"], net = []"#,
             r#".with_device(::wharf::__rt::DeviceKind::Block,"data")"#,

@@ -9,7 +9,7 @@ use core::ptr;
 use core::slice;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use wharf_abi::{AbiVersion, BootPage, Clock, DeviceEntry, Span};
+use wharf_abi::{AbiVersion, BootPage, Clock, DeviceEntry, DeviceKind, Span};
 
 /// Set once, by [`BootPointer::keep`], before anything else runs.
 static BOOT: AtomicPtr<BootPage> = AtomicPtr::new(ptr::null_mut());
@@ -98,6 +98,23 @@ pub(crate) fn arg_bytes() -> &'static [u8] {
     // SAFETY: the host maps the span that it names, read-only and for the
     // guest's whole life.
     unsafe { slice::from_raw_parts(start, len as usize) }
+}
+
+/// Returns the state that the generation before handed over.
+pub(crate) fn inherited_bytes() -> &'static [u8] {
+    let Span { addr, len } = boot().inherited;
+    if len == 0 {
+        return &[];
+    }
+    let start = ptr::with_exposed_provenance(addr as usize);
+    // SAFETY: the host maps the span that it names, read-only and for the
+    // guest's whole life.
+    unsafe { slice::from_raw_parts(start, len as usize) }
+}
+
+/// Whether the device table has a device of this kind.
+pub(crate) fn has_device(kind: DeviceKind) -> bool {
+    (0..).map_while(device).any(|it| it.kind == kind.raw())
 }
 
 /// Returns the entry at a place of the device table; `None` behind its end.

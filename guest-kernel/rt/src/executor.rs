@@ -19,7 +19,7 @@ use embassy_executor::raw::{Executor, TaskStorage};
 
 use wharf_abi::Interest;
 
-use crate::{device, hypercall, time, timer};
+use crate::{device, hypercall, time, timer, upgrade};
 
 /// Whether a task became awake since the executor was last polled.
 static AWAKE: AtomicBool = AtomicBool::new(false);
@@ -70,14 +70,22 @@ where
         let submitted = device::take_submitted();
         let is_idle = !AWAKE.load(Ordering::Relaxed);
         // Nor must who never sleeps keep the others from their devices.
-        let interest = device::interest();
+        let devices = device::interest();
         let is_late = !is_idle
-            && interest != Interest::NONE
+            && devices != Interest::NONE
             && time::monotonic_ns().saturating_sub(looked_ns) >= LOOK_NS;
         if is_idle || submitted || is_late {
-            let until_ns = if is_idle { deadline_ns } else { 0 };
-            device::wake(hypercall::wait_until_ns(until_ns, interest));
-            if interest != Interest::NONE {
+            let until_ns = if is_idle {
+                // Nobody is in the middle of anything.
+                upgrade::settle(deadline_ns)
+            } else {
+                0
+            };
+            let interest = devices.union(upgrade::interest());
+            let ready = hypercall::wait_until_ns(until_ns, interest);
+            upgrade::hear(ready);
+            device::wake(ready);
+            if devices != Interest::NONE {
                 looked_ns = time::monotonic_ns();
             }
         }

@@ -64,6 +64,20 @@ pub(crate) fn kick(device: u16, queue: u16) {
     unsafe { call::<{ port(Hypercall::Kick) }>(kick_target(device, queue), 0) };
 }
 
+/// Hands a block over; returns when that came to nothing.
+pub(crate) fn hand_over(block: &[u8]) {
+    let (addr, len) = (block.as_ptr().addr() as u64, block.len() as u64);
+    // SAFETY: address and length are those of a live slice, which the host only
+    // reads, and only during the call.
+    unsafe { call::<{ port(Hypercall::HandOver) }>(addr, len) };
+}
+
+/// Tells the host that the guest serves.
+pub(crate) fn ready() {
+    // SAFETY: the call has no arguments and the host touches no memory for it.
+    unsafe { call::<{ port(Hypercall::Ready) }>(0, 0) };
+}
+
 /// What the host puts into RAX and RDX.
 struct Answer {
     status: u64,

@@ -26,6 +26,7 @@
 //! - Random numbers: [`random`].
 //! - Disks: [`block`].
 //! - TCP connections: [`stream`].
+//! - State and connections that outlive a version: [`upgrade`].
 //! - Ethernet frames, for a network stack of one's own: `net`, with the feature
 //!   `embassy-net`.
 //!
@@ -65,6 +66,7 @@ mod termination;
 pub mod time;
 pub mod timer;
 mod transport;
+pub mod upgrade;
 
 pub use args::{Args, args};
 pub use boot::boot;
@@ -88,6 +90,7 @@ pub use wharf_abi::{self as abi, BootPage, Interest};
 /// | `name = "kv"` | the image's name | the binary's |
 /// | `memory_min = "8MiB"` | least memory to run with | none |
 /// | `stack = "64KiB"` | stack | 256 KiB |
+/// | `state = 2` | format of the state that it hands over ([`upgrade`]) | 0, none |
 /// | `block = ["data"]` | block devices wanted, by name | none |
 /// | `stream = [..]`, `net = [..]`, `entropy = [..]`, `console = [..]` | the same of other kinds | none |
 ///

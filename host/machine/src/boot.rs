@@ -39,6 +39,10 @@ pub struct BootConfig {
     pub args: Args,
     /// Which life of its task this is, from 1.
     pub generation: u64,
+    /// Whether it may be given the state of the generation before. It then has
+    /// memory for that on top.
+    #[serde(default)]
+    pub is_heir: bool,
 }
 
 impl Default for BootConfig {
@@ -47,6 +51,7 @@ impl Default for BootConfig {
             memory: MEMORY_DEFAULT,
             args: Args::default(),
             generation: 1,
+            is_heir: false,
         }
     }
 }

@@ -155,7 +155,7 @@ fn tss_of(fault_stack_top: u64) -> Vec<u8> {
 
     // A set bit forbids its port.
     let mut bitmap = vec![0xFF; usize::from(BITMAP_LEN)];
-    for call in Hypercall::IMPLEMENTED {
+    for call in Hypercall::ALL {
         let port = call.port();
         if let Some(byte) = bitmap.get_mut(usize::from(port / 8)) {
             *byte &= !(1 << (port % 8));

@@ -45,6 +45,10 @@ pub enum Call {
         /// Raw: the device's place and the queue's number.
         target: u64,
     },
+    /// [`Hypercall::HandOver`].
+    HandOver(UserSlice),
+    /// [`Hypercall::Ready`].
+    Ready,
 }
 
 /// What KVM reported, before the registers are looked at.
@@ -86,23 +90,24 @@ impl RawExit {
 
 impl Call {
     /// Reads the arguments of `hypercall` from the registers at its exit.
-    /// `None` for a reserved call, whose port is closed.
-    pub(crate) fn decode(hypercall: Hypercall, regs: &kvm_regs) -> Option<Self> {
+    pub(crate) fn decode(hypercall: Hypercall, regs: &kvm_regs) -> Self {
+        let slice = UserSlice {
+            addr: regs.rdi,
+            len: regs.rsi,
+        };
         match hypercall {
             Hypercall::Exit => {
                 let [status, ..] = regs.rdi.to_le_bytes();
-                Some(Self::Exit { status })
+                Self::Exit { status }
             }
-            Hypercall::Wait => Some(Self::Wait {
+            Hypercall::Wait => Self::Wait {
                 deadline_ns: regs.rdi,
                 interest: regs.rsi,
-            }),
-            Hypercall::ConsoleWrite => Some(Self::ConsoleWrite(UserSlice {
-                addr: regs.rdi,
-                len: regs.rsi,
-            })),
-            Hypercall::Kick => Some(Self::Kick { target: regs.rdi }),
-            Hypercall::HandOver | Hypercall::Ready => None,
+            },
+            Hypercall::ConsoleWrite => Self::ConsoleWrite(slice),
+            Hypercall::Kick => Self::Kick { target: regs.rdi },
+            Hypercall::HandOver => Self::HandOver(slice),
+            Hypercall::Ready => Self::Ready,
         }
     }
 }
@@ -116,7 +121,7 @@ mod tests {
 
     #[test]
     fn one_byte_out_to_an_open_port_is_a_hypercall() {
-        for call in Hypercall::IMPLEMENTED {
+        for call in Hypercall::ALL {
             assert_eq!(
                 RawExit::of(VcpuExit::IoOut(call.port(), &[7])),
                 RawExit::Hypercall(call)
@@ -148,9 +153,9 @@ mod tests {
             RawExit::of(VcpuExit::IoIn(port, &mut [0])),
             broken(Direction::In, 1)
         );
-        let reserved = Hypercall::HandOver.port();
+        let beyond = Hypercall::Ready.port() + 1;
         assert!(matches!(
-            RawExit::of(VcpuExit::IoOut(reserved, &[0])),
+            RawExit::of(VcpuExit::IoOut(beyond, &[0])),
             RawExit::Broken(_)
         ));
     }

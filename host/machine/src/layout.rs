@@ -6,12 +6,14 @@
 //!           null, unmapped               0  system page
 //!  base ┌──────────────────┐                fault stack
 //!       │ image segments   │ as the ELF     boot page, arguments
-//!       ├──────────────────┤                device pages
+//!       ├──────────────────┤                device pages, inherited state
 //!       │ boot page, args  │ r              image
 //!       ├──────────────────┤                stack
 //!       │ device pages     │ rw             page tables
 //!       ├──────────────────┤                ┄┄┄ next multiple of 2 MiB
-//!       │ system page      │ host only      heap, to the end of memory
+//!       │ inherited state  │ r              heap, to the end of memory
+//!       ├──────────────────┤
+//!       │ system page      │ host only
 //!       │ fault stack      │ host only
 //!       ├──────────────────┤
 //!       │ guard, unmapped  │
@@ -100,6 +102,8 @@ pub struct Layout {
     pub boot: Mapping,
     /// A page for each device that the image declares; none without one.
     pub devices: Option<Mapping>,
+    /// Room for the state of the generation before; none when nobody hands any over.
+    pub inherited: Option<Mapping>,
     /// The page with the descriptor tables.
     pub system: Mapping,
     /// Where exceptions push.
@@ -130,6 +134,21 @@ impl Layout {
         args_len: u64,
         random: u64,
     ) -> Result<Self, LayoutError> {
+        Self::plan_heir(image, memory, args_len, 0, random)
+    }
+
+    /// The same with room for `inherited_len` bytes of inherited state.
+    ///
+    /// # Errors
+    ///
+    /// As [`Layout::plan`].
+    pub fn plan_heir(
+        image: &Image,
+        memory: u64,
+        args_len: u64,
+        inherited_len: u64,
+        random: u64,
+    ) -> Result<Self, LayoutError> {
         if memory > MEMORY_MAX {
             return Err(LayoutError::TooLarge { memory });
         }
@@ -137,7 +156,7 @@ impl Layout {
             return Err(LayoutError::Uneven { memory });
         }
         let mut planner = Planner::new(image, random)?;
-        let parts = planner.place_parts(args_len)?;
+        let parts = planner.place_parts(args_len, inherited_len)?;
         planner.finish(memory, &parts)
     }
 
@@ -155,6 +174,7 @@ impl Layout {
 struct Parts {
     boot: Mapping,
     devices: Option<Mapping>,
+    inherited: Option<Mapping>,
     system: Mapping,
     fault_stack: Mapping,
     stack: Mapping,
@@ -187,14 +207,16 @@ impl<'a> Planner<'a> {
     }
 
     /// Maps everything but the heap.
-    fn place_parts(&mut self, args_len: u64) -> Result<Parts, LayoutError> {
+    fn place_parts(&mut self, args_len: u64, inherited_len: u64) -> Result<Parts, LayoutError> {
         let boot_len = sum(PAGE, whole_pages(args_len)?)?;
         let stack_len = whole_pages(self.image.manifest().stack_bytes)?;
 
         // The system page first, at guest-physical 0, where nothing of the guest's is.
         let devices_addr = sum(self.addr, boot_len)?;
         let devices_len = PAGE.saturating_mul(u64_of(self.image.manifest().devices.len()));
-        let system_addr = sum(devices_addr, devices_len)?;
+        let inherited_addr = sum(devices_addr, devices_len)?;
+        let inherited_len = whole_pages(inherited_len)?;
+        let system_addr = sum(inherited_addr, inherited_len)?;
         let system = self.place(system_addr, PAGE, Access::ReadExecute, Owner::Host)?;
         let fault_stack = self.place(system.end(), PAGE, Access::ReadWrite, Owner::Host)?;
         let boot = self.place(self.addr, boot_len, Access::Read, Owner::Guest)?;
@@ -202,12 +224,17 @@ impl<'a> Planner<'a> {
             0 => None,
             len => Some(self.place(devices_addr, len, Access::ReadWrite, Owner::Guest)?),
         };
+        let inherited = match inherited_len {
+            0 => None,
+            len => Some(self.place(inherited_addr, len, Access::Read, Owner::Guest)?),
+        };
         self.place_image()?;
         let guard_end = sum(fault_stack.end(), PAGE)?;
         let stack = self.place(guard_end, stack_len, Access::ReadWrite, Owner::Guest)?;
         Ok(Parts {
             boot,
             devices,
+            inherited,
             system,
             fault_stack,
             stack,
@@ -253,6 +280,7 @@ impl<'a> Planner<'a> {
             bias: self.bias,
             boot: parts.boot,
             devices: parts.devices,
+            inherited: parts.inherited,
             system: parts.system,
             fault_stack: parts.fault_stack,
             stack: parts.stack,

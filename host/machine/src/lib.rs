@@ -53,6 +53,7 @@ mod paging;
 mod report;
 mod space;
 mod transfer;
+mod upgrade;
 mod vcpu;
 
 pub use boot::{Args, ArgsError, BootConfig};
@@ -63,3 +64,4 @@ pub use machine::{Hypervisor, Machine};
 pub use report::Report;
 pub use space::UserSlice;
 pub use transfer::Buffers;
+pub use upgrade::{BadLegacy, Legacy, Resting};

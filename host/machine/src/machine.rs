@@ -1,21 +1,25 @@
 //! A VM with one vCPU and the guest in it.
 
+use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use wharf_abi::hypercall::CONSOLE_WRITE_MAX;
-use wharf_abi::{Answer, Clock};
+use wharf_abi::upgrade::{BLOCK_MAX, STATE_MAX};
+use wharf_abi::{Answer, BootPage, Clock, Span};
+use zerocopy::IntoBytes;
 
 use crate::boot::{self, BootConfig};
 use crate::descriptors::SystemPage;
-use crate::device::{Backend, Devices, Served};
+use crate::device::{Backend, Devices, Disk, Moved, Served};
 use crate::exit::{Call, Exit, RawExit};
 use crate::fault::{Cause, Exception, Fault};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::memory::{Gpa, GuestMemory, Vm, u64_of};
 use crate::space::{AddressSpace, UserSlice};
+use crate::upgrade::{BadLegacy, Legacy, Resting};
 use crate::vcpu::{SYNC_REGS_NEEDED, Start, Vcpu};
 use crate::{Error, time};
 
@@ -85,8 +89,11 @@ impl Machine {
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
         let random = getrandom::u64().map_err(Error::Entropy)?;
 
-        let layout = Layout::plan(image, config.memory, config.args.len(), random)?;
-        let memory = GuestMemory::new(config.memory, layout.huge_from)?;
+        // Room for what is inherited is not taken from what the guest was promised.
+        let inherited = if config.is_heir { STATE_MAX } else { 0 };
+        let memory = config.memory.saturating_add(inherited);
+        let layout = Layout::plan_heir(image, memory, config.args.len(), inherited, random)?;
+        let memory = GuestMemory::new(memory, layout.huge_from)?;
         let vm = Vm::create(&hypervisor.kvm, memory)?;
 
         let system = SystemPage::new(layout.system.addr, layout.fault_stack.end());
@@ -135,15 +142,9 @@ impl Machine {
         };
         match exit {
             RawExit::Hypercall(hypercall) => {
-                match Call::decode(hypercall, &self.vcpu.registers()) {
-                    Some(call) => {
-                        self.in_call = true;
-                        Ok(Exit::Call(call))
-                    }
-                    None => Ok(self.fault(Cause::Unexpected {
-                        what: "reserved hypercall",
-                    })),
-                }
+                self.in_call = true;
+                let call = Call::decode(hypercall, &self.vcpu.registers());
+                Ok(Exit::Call(call))
             }
             RawExit::Stub => self.exception(),
             RawExit::Broken(cause) => Ok(self.fault(cause)),
@@ -160,6 +161,90 @@ impl Machine {
         self.space
             .read(self.vm.memory(), slice, u64_of(CONSOLE_WRITE_MAX))
             .ok_or_else(|| Box::new(Fault::new(Cause::BadPointer(slice), self.vcpu.registers())))
+    }
+
+    /// Copies out the block that a guest hands over.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault, when it may not read the whole of it.
+    pub fn read_legacy(&self, block: UserSlice) -> Result<Result<Legacy, BadLegacy>, Box<Fault>> {
+        let read = self.space.read(self.vm.memory(), block, BLOCK_MAX);
+        let bytes = read
+            .ok_or_else(|| Box::new(Fault::new(Cause::BadPointer(block), self.vcpu.registers())))?;
+        Ok(if block.len > BLOCK_MAX {
+            Err(BadLegacy::Malformed)
+        } else {
+            Legacy::parse(&bytes)
+        })
+    }
+
+    /// Gives a guest that has not begun the state of the one before it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Defect`] when it was not made to inherit, or is given too much.
+    pub fn inherit(&mut self, state: &[u8]) -> Result<(), Error> {
+        let room = self
+            .layout
+            .inherited
+            .filter(|it| u64_of(state.len()) <= it.len);
+        let room = room.ok_or(Error::Defect("state for a guest that has no room for it"))?;
+        self.vm.memory().write(room.gpa, state)?;
+        let span = Span {
+            addr: if state.is_empty() { 0 } else { room.addr },
+            len: u64_of(state.len()),
+        };
+        let at = self
+            .layout
+            .boot
+            .gpa
+            .offset(u64_of(offset_of!(BootPage, inherited)));
+        self.vm.memory().write(at, span.as_bytes())
+    }
+
+    /// Takes what the guest has sent over its connections, and gives it nothing: what it
+    /// is about to hand over is all that it knows of.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::serve`].
+    pub fn transmit(&mut self) -> Result<(), Box<Fault>> {
+        let done = self.devices.transmit(self.vm.memory(), &self.space);
+        done.map_err(|fault| Box::new(Fault::new(Cause::Device(fault), self.vcpu.registers())))
+    }
+
+    /// Takes connections at rest away from it, for another guest. Of those that a
+    /// guest only claims to have there are none.
+    pub fn give_streams(&mut self, resting: Vec<Resting>) -> Vec<Moved> {
+        self.devices.give_streams(resting)
+    }
+
+    /// Has it asked for connections that another guest had.
+    pub fn take_streams(&mut self, moved: Vec<Moved>) {
+        self.devices.take_streams(moved);
+    }
+
+    /// A way to the same disk that a device of this name is attached to, for a guest
+    /// that is to take this one's place; none when its medium cannot be shared.
+    pub fn share_disk(&self, device: &str) -> Option<std::io::Result<Box<dyn Disk>>> {
+        self.devices.share_disk(device)
+    }
+
+    /// Whether a disk is its own to write, so that no other guest can have it beside
+    /// this one.
+    #[must_use]
+    pub fn has_exclusive_disk(&self) -> bool {
+        self.devices.has_exclusive_disk()
+    }
+
+    /// Makes the disks that it has from another guest its own.
+    ///
+    /// # Errors
+    ///
+    /// When what it wrote so far cannot be put where it belongs.
+    pub fn own_disks(&mut self) -> std::io::Result<()> {
+        self.devices.own_disks()
     }
 
     /// Looks at the queues of all devices, does what is there, as far as is good for

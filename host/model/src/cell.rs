@@ -88,6 +88,8 @@ pub enum Event {
     Stop(usize),
     /// The operator wants a new generation of a replica.
     Restart(usize),
+    /// A life that was begun beside the present one, on this worker, has taken its place.
+    Adopted(TaskKey, usize),
     /// The operator wants everything to end; the second time, at once.
     Down,
     /// Time has passed.
@@ -177,6 +179,8 @@ struct Slot {
     state: State,
     wish: Wish,
     generation: u64,
+    /// The last number that was given to a life, be it in place or not.
+    last: u64,
     restarts: u64,
     failures: u32,
     ended: Option<Outcome>,
@@ -200,6 +204,7 @@ impl Cell {
             state: State::Down,
             wish: Wish::Run,
             generation: 0,
+            last: 0,
             restarts: 0,
             failures: 0,
             ended: None,
@@ -227,6 +232,29 @@ impl Cell {
             replica,
             generation,
         }
+    }
+
+    /// Begins another life of a replica beside the present one, which is to take its
+    /// place; says which, and which worker has the present one. None when it does not
+    /// live, or not for long.
+    pub fn begin_heir(&mut self, replica: usize) -> Option<(TaskKey, usize)> {
+        if self.going_down {
+            return None;
+        }
+        let slot = self.slots.get_mut(replica)?;
+        let State::Up { worker, .. } = slot.state else {
+            return None;
+        };
+        if slot.wish != Wish::Run {
+            return None;
+        }
+        slot.last = slot.last.saturating_add(1);
+        let generation = slot.last;
+        let key = TaskKey {
+            replica,
+            generation,
+        };
+        Some((key, worker))
     }
 
     /// How often a replica was started again.
@@ -268,6 +296,7 @@ impl Cell {
             Event::Crowded(from) => self.relieve(from, &mut actions),
             Event::Stop(replica) => self.tell(replica, Wish::End, &mut actions),
             Event::Restart(replica) => self.tell(replica, Wish::Again, &mut actions),
+            Event::Adopted(key, worker) => self.adopt(now, key, worker, &mut actions),
             Event::Down if self.going_down => self.kill_all(&mut actions),
             Event::Down => self.go_down(),
             Event::Tick => self.tick(now, &mut actions),
@@ -281,7 +310,8 @@ impl Cell {
     fn boot(&mut self, replica: usize, actions: &mut Vec<Action>) {
         let worker = self.least_loaded();
         if let Some(slot) = self.slots.get_mut(replica) {
-            slot.generation = slot.generation.saturating_add(1);
+            slot.last = slot.last.saturating_add(1);
+            slot.generation = slot.last;
             slot.wish = Wish::Run;
             slot.state = State::Starting { worker };
             let generation = slot.generation;
@@ -300,6 +330,22 @@ impl Cell {
         };
         if let State::Starting { worker } = slot.state {
             slot.state = State::Up { worker, since: now };
+            if slot.wish != Wish::Run {
+                actions.push(Action::Stop { key, worker });
+            }
+        }
+    }
+
+    /// What is said of the life before does not count any more.
+    fn adopt(&mut self, now: Instant, key: TaskKey, worker: usize, actions: &mut Vec<Action>) {
+        let slot = self.slots.get_mut(key.replica);
+        if let Some(slot) =
+            slot.filter(|it| it.generation < key.generation && key.generation <= it.last)
+        {
+            slot.generation = key.generation;
+            slot.failures = 0;
+            slot.state = State::Up { worker, since: now };
+            // It was said to the one before.
             if slot.wish != Wish::Run {
                 actions.push(Action::Stop { key, worker });
             }

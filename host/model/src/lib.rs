@@ -30,6 +30,7 @@ pub mod stream;
 pub mod switch;
 pub mod task;
 pub mod time;
+pub mod upgrade;
 
 #[cfg(test)]
 mod world;

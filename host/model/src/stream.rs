@@ -143,6 +143,12 @@ impl Flow {
         self.network_ended = true;
     }
 
+    /// Whether both directions go on, as far as anybody has said.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        !(self.guest.receive || self.guest.send || self.network_ended)
+    }
+
     /// Whether nothing can come any more, from either side, but what is on its way:
     /// the guest is done with both directions, or with its own after the network was.
     #[must_use]

@@ -14,6 +14,10 @@
 //!   deadline, STOP, device ▲    Stop, time limit: from every state
 //! ```
 //!
+//! A guest that is to hand over is told by [`Interest::UPGRADE`] when it waits for that
+//! bit. Its [`Event::HandOver`] parks it: from there it goes on as if it had not been
+//! asked ([`Event::Resume`]), or never again.
+//!
 //! A device's bit is a level, not an event: whoever looks at the devices of a guest
 //! that waits says which have something for it now, and the last look counts.
 //!
@@ -75,6 +79,16 @@ pub enum Event {
     Fault,
     /// Somebody wants the task to end.
     Stop(Stop),
+    /// Somebody wants the guest to hand over.
+    Upgrade,
+    /// The guest hands over.
+    HandOver,
+    /// It wanted to, in vain: what it gave is nothing that can be taken.
+    HandOverFailed,
+    /// It is to go on: nobody takes over from it any more.
+    Resume,
+    /// The guest serves.
+    Ready,
 }
 
 /// What to do next.
@@ -105,6 +119,11 @@ pub struct Task {
     /// Whether the last wait had [`Interest::STOP`].
     cooperative: bool,
     stopping: Option<Stopping>,
+    /// Whether the last wait had [`Interest::UPGRADE`].
+    hands_over: bool,
+    /// Whether it was asked to hand over.
+    upgrading: bool,
+    is_ready: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +131,7 @@ enum State {
     New,
     Running,
     Writing,
+    HandedOver,
     Waiting {
         deadline: Option<Instant>,
         interest: Interest,
@@ -138,6 +158,9 @@ impl Task {
             grace: GRACE,
             cooperative: false,
             stopping: None,
+            hands_over: false,
+            upgrading: false,
+            is_ready: false,
         }
     }
 
@@ -146,6 +169,30 @@ impl Task {
     pub const fn with_grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
+    }
+
+    /// Whether the guest serves, by its own word.
+    #[must_use]
+    pub const fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// Whether it would hand over if it were asked to.
+    #[must_use]
+    pub const fn hands_over(&self) -> bool {
+        self.hands_over
+    }
+
+    /// Whether it has, and waits for what becomes of that.
+    #[must_use]
+    pub fn has_handed_over(&self) -> bool {
+        self.state == State::HandedOver
+    }
+
+    /// Whether it was asked to, and has not.
+    #[must_use]
+    pub fn is_asked_to_hand_over(&self) -> bool {
+        self.upgrading && self.state != State::HandedOver
     }
 
     /// The moment at which a running guest must be interrupted, because this
@@ -191,6 +238,30 @@ impl Task {
                 });
                 self.go_on(now, None)
             }
+            Event::Upgrade => {
+                self.upgrading = true;
+                self.go_on(now, None)
+            }
+            Event::HandOver if self.upgrading => {
+                self.state = State::HandedOver;
+                self.go_on(now, None)
+            }
+            Event::HandOver | Event::HandOverFailed => {
+                self.upgrading = false;
+                self.go_on(now, Some(Answer::INVALID))
+            }
+            Event::Resume => {
+                self.upgrading = false;
+                if self.state == State::HandedOver {
+                    self.state = State::Running;
+                    return self.go_on(now, Some(Answer::ok(0)));
+                }
+                self.go_on(now, None)
+            }
+            Event::Ready => {
+                self.is_ready = true;
+                self.go_on(now, Some(Answer::ok(0)))
+            }
             // These end a task in every state.
             Event::Exit { .. } | Event::Fault | Event::ConsoleClosed => self.go_on(now, None),
         }
@@ -229,6 +300,8 @@ impl Task {
             return self.go_on(now, Some(Answer::INVALID));
         };
         self.cooperative = interest.contains(Interest::STOP);
+        self.hands_over = interest.contains(Interest::UPGRADE);
+        self.is_ready |= !interest.contains(Interest::STARTING);
         self.state = State::Waiting {
             deadline,
             interest,
@@ -245,6 +318,9 @@ impl Task {
                 Action::Enter(answer)
             }
             State::Writing => Action::Write {
+                until: self.alarm(),
+            },
+            State::HandedOver => Action::Park {
                 until: self.alarm(),
             },
             State::Waiting {
@@ -275,6 +351,9 @@ impl Task {
         }
         if self.stopping.is_some() && interest.contains(Interest::STOP) {
             ready = ready.union(Interest::STOP);
+        }
+        if self.upgrading && interest.contains(Interest::UPGRADE) {
+            ready = ready.union(Interest::UPGRADE);
         }
         ready
     }

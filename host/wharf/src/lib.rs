@@ -25,6 +25,7 @@ pub mod config;
 pub mod control;
 pub mod device;
 pub mod doctor;
+mod guest;
 mod headroom;
 pub mod net;
 mod path;

@@ -139,7 +139,9 @@ const WAYS: &[Way] = &[
     ("port-by-register", || {
         execute!("mov edx, 0x3f8", "out dx, al")
     }),
-    ("port-reserved-hypercall", || execute!("out 0xe4, al")),
+    ("hand-over-of-nobodys", || {
+        execute!("mov edi, 0x10", "mov esi, 16", "out 0xe4, al")
+    }),
     ("port-no-hypercall", || execute!("out 0xe6, al")),
     ("hypercall-in", || execute!("in al, 0xe2")),
     ("hypercall-16-bit", || {

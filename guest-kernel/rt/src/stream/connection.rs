@@ -11,16 +11,22 @@
 //! said ([`Connection::said`]) and by what it was told.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 use core::task::{Context, Poll, Waker};
 
 use wharf_abi::stream::{
-    GUEST_CID, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
+    CONNECT_PORT, GUEST_CID, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
+    TYPE_STREAM,
 };
+use wharf_abi::upgrade::Rest;
 
 use super::Error;
 use super::credit::Credit;
 use super::output::Output;
 use super::packet::{NoPacket, Packet};
+
+/// Bytes that are kept to be read again: more than a request has before its body.
+const HEARD_MAX: usize = 16 << 10;
 
 /// Both directions.
 pub(super) const BOTH: u32 = SHUTDOWN_SEND | SHUTDOWN_RECEIVE;
@@ -71,6 +77,9 @@ pub(super) struct Connection {
     credit: Credit,
     /// Bytes for the reader.
     received: VecDeque<u8>,
+    /// What was read since the last byte was written; none when that is more than is
+    /// kept.
+    heard: Option<Vec<u8>>,
     /// A packet that is not full yet.
     begun: Option<Packet>,
     /// [`SHUTDOWN_SEND`] and [`SHUTDOWN_RECEIVE`], as this side said.
@@ -93,6 +102,7 @@ impl Connection {
             phase,
             credit,
             received: VecDeque::new(),
+            heard: Some(Vec::new()),
             begun: None,
             said: 0,
             told: 0,
@@ -129,6 +139,7 @@ impl Connection {
         }
         let count = self.take_received(buffer);
         if count > 0 {
+            self.hears(buffer.get(..count).unwrap_or_default());
             // What is kept is at most the window, which is a `u32`.
             self.credit.forward(count as u32);
             if self.credit.is_update_due() {
@@ -183,6 +194,7 @@ impl Connection {
         // At most the credit, which is a `u32`.
         self.credit.send(count as u32);
         if count > 0 {
+            self.heard.get_or_insert_default().clear();
             self.mark(slot, output);
             return Poll::Ready(Ok(count));
         }
@@ -292,6 +304,53 @@ impl Connection {
         }
     }
 
+    /// Keeps what was read, for who may have to read it again.
+    fn hears(&mut self, bytes: &[u8]) {
+        if let Some(heard) = &mut self.heard {
+            if heard.len().saturating_add(bytes.len()) <= HEARD_MAX
+                && heard.try_reserve(bytes.len()).is_ok()
+            {
+                heard.extend_from_slice(bytes);
+            } else {
+                self.heard = None;
+            }
+        }
+    }
+
+    /// Whether it goes on after what was said so far, in both directions.
+    pub(super) fn goes_on(&self) -> bool {
+        self.phase == Phase::Open && self.owner != Owner::Nobody && (self.said | self.told) == 0
+    }
+
+    /// Whether who reads next can be somebody else.
+    pub(super) fn can_freeze(&self) -> bool {
+        self.key.peer != CONNECT_PORT && self.goes_on() && self.heard.is_some()
+    }
+
+    /// Waits until reading goes on.
+    pub(super) fn poll_nothing<T>(&mut self, context: &Context<'_>) -> Poll<T> {
+        self.reader = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    /// The connection and what its next reader is to read, if it is at rest.
+    pub(super) fn resting(&self) -> Option<(Rest, Vec<u8>)> {
+        let heard = self.heard.as_ref()?;
+        let waits = self.reader.is_some() || self.owner == Owner::Backlog;
+        if !waits || self.begun.is_some() || self.marked {
+            return None;
+        }
+        let unread: Vec<u8> = heard.iter().chain(&self.received).copied().collect();
+        let rest = Rest {
+            host_port: self.key.peer,
+            guest_port: self.key.local,
+            // At most the window and what is kept.
+            unread_len: unread.len() as u32,
+            reserved: 0,
+        };
+        Some((rest, unread))
+    }
+
     /// Whether somebody may still want to read or be told something.
     pub(super) fn is_worth_accepting(&self) -> bool {
         self.phase != Phase::Ended(End::Reset) || self.told & SHUTDOWN_SEND != 0
@@ -392,7 +451,7 @@ impl Connection {
         }
     }
 
-    fn wake(&mut self) {
+    pub(super) fn wake(&mut self) {
         for waker in [self.reader.take(), self.writer.take()] {
             waker.into_iter().for_each(Waker::wake);
         }

@@ -17,6 +17,7 @@ use virtio_drivers::transport::Transport;
 use wharf_abi::DeviceKind;
 use wharf_abi::device::{FEATURE_EVENT_IDX, FEATURE_VERSION_1};
 use wharf_abi::stream::{Header, QUEUE_RECEIVE, QUEUE_TRANSMIT};
+use wharf_abi::upgrade::Rest;
 use zerocopy::FromBytes;
 
 use super::output::Output;
@@ -95,6 +96,34 @@ fn open() -> Opened {
     device::register(place, device);
     device::submitted();
     Ok(device)
+}
+
+/// Has no connection read from any more, but those that are in the middle of much.
+pub(crate) fn freeze() {
+    if let Some(device) = opened() {
+        device.with(Table::freeze);
+    }
+}
+
+/// Ends [`freeze`].
+pub(crate) fn thaw() {
+    if let Some(device) = opened() {
+        device.with(Table::thaw);
+    }
+}
+
+/// Every connection, with what its next reader is to read, if all are at rest and
+/// nothing is on its way.
+pub(crate) fn resting() -> Option<Vec<(Rest, Vec<u8>)>> {
+    match opened() {
+        Some(device) => device.with(Table::resting),
+        None => Some(Vec::new()),
+    }
+}
+
+/// The device, if it was opened.
+fn opened() -> Option<&'static Device> {
+    critical_section::with(|cs| *DEVICE.borrow_ref(cs))?.ok()
 }
 
 /// The rings, and the connections behind them.

@@ -48,6 +48,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use driver::{freeze, resting, thaw};
 pub use error::Error;
 pub use listener::TcpListener;
 pub use socket::{OwnedReadHalf, OwnedWriteHalf, ReadHalf, Shutdown, TcpStream, WriteHalf};

@@ -9,12 +9,14 @@ use core::task::{Context, Poll, Waker};
 
 use slab::Slab;
 use wharf_abi::stream::{CONNECT_PORT, Destination, GUEST_CID, HOST_CID, Header, Op, TYPE_STREAM};
+use wharf_abi::upgrade::Rest;
 use zerocopy::IntoBytes;
 
 use super::Error;
 use super::connection::{BOTH, Connection, Key, Owner, Phase, reply};
 use super::credit::Credit;
 use super::output::Output;
+use crate::upgrade;
 
 /// Most connections of a listener that nobody has accepted. More are reset.
 pub(super) const BACKLOG_MAX: usize = 128;
@@ -34,6 +36,8 @@ pub(super) struct Table {
     listeners: BTreeMap<u16, Listener>,
     next_port: u32,
     output: Output,
+    /// Whether nobody is to read.
+    is_frozen: bool,
 }
 
 #[derive(Debug, Default)]
@@ -51,6 +55,7 @@ impl Table {
             listeners: BTreeMap::new(),
             next_port: FIRST_OWN_PORT,
             output: Output::default(),
+            is_frozen: false,
         }
     }
 
@@ -94,6 +99,7 @@ impl Table {
                 return Poll::Ready(Ok(slot));
             }
         }
+        upgrade::accepts();
         let waker = context.waker();
         if !listener.waiting.iter().any(|other| other.will_wake(waker)) {
             listener.waiting.push(waker.clone());
@@ -134,7 +140,11 @@ impl Table {
         buffer: &mut [u8],
         context: &Context<'_>,
     ) -> Poll<Result<usize, Error>> {
+        let is_frozen = self.is_frozen;
         self.with(slot, |connection, output| {
+            if is_frozen && connection.can_freeze() {
+                return connection.poll_nothing(context);
+            }
             connection.poll_read(slot, buffer, context, output)
         })
         .unwrap_or(Poll::Ready(Err(GONE)))
@@ -203,6 +213,36 @@ impl Table {
         while let Some(slot) = self.output.next_marked() {
             self.with(slot, Connection::settle);
         }
+    }
+
+    /// Has no connection read from any more, but those that are in the middle of more
+    /// than can be read again.
+    pub(super) fn freeze(&mut self) {
+        self.is_frozen = true;
+    }
+
+    /// Has all of them go on.
+    pub(super) fn thaw(&mut self) {
+        self.is_frozen = false;
+        for (_, connection) in &mut self.connections {
+            connection.wake();
+        }
+    }
+
+    /// Every connection from outside, with what its next reader is to read; none when
+    /// one of them is in the middle of something.
+    pub(super) fn resting(&mut self) -> Option<Vec<(Rest, Vec<u8>)>> {
+        if !self.output.is_empty() {
+            return None;
+        }
+        let mut resting = Vec::new();
+        for (_, connection) in &self.connections {
+            if connection.key.peer == CONNECT_PORT || !connection.goes_on() {
+                continue;
+            }
+            resting.push(connection.resting()?);
+        }
+        Some(resting)
     }
 
     /// Number of connections, with those that nobody owns any more.

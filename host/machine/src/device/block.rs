@@ -100,6 +100,23 @@ pub trait Disk: fmt::Debug + Send {
     ///
     /// When it cannot.
     fn discard(&mut self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Another way to the same bytes, for a guest that is to take the place of the
+    /// one that has this: what it writes stays beside until [`Disk::own`]. None when
+    /// such a guest simply opens its own.
+    fn share(&self) -> Option<io::Result<Box<dyn Disk>>> {
+        None
+    }
+
+    /// Puts what was written beside where it belongs: from now on this is the one way
+    /// to the bytes.
+    ///
+    /// # Errors
+    ///
+    /// When that fails; some of it may be there.
+    fn own(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What the driver is told of a disk.

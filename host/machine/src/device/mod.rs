@@ -30,6 +30,7 @@ mod testing;
 mod user;
 
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 
 use wharf_abi::device::{
@@ -41,11 +42,12 @@ use zerocopy::IntoBytes;
 pub use block::{Disk, REQUEST_MAX, SECTOR};
 pub use console::{Console, Input};
 pub use net::{Frames, Mac, Wire};
-pub use stream::{Close, Happening, Network, StreamId, Streams};
+pub use stream::{Close, Happening, Moved, Network, StreamId, Streams};
 
 use crate::Error;
 use crate::memory::{Gpa, GuestMemory};
 use crate::space::AddressSpace;
+use crate::upgrade::Resting;
 use ring::{Budget, has_news};
 use setup::Accepted;
 pub(crate) use user::UserMemory;
@@ -304,6 +306,82 @@ impl Devices {
             Backend::Stream(streams) => Some(streams.fd()),
             Backend::Console(console) => console.fd(),
             Backend::Net(frames) => Some(frames.fd()),
+        })
+    }
+
+    /// Takes what the guest has sent over its connections, and gives it nothing.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault.
+    pub(crate) fn transmit(
+        &mut self,
+        memory: &GuestMemory,
+        space: &AddressSpace,
+    ) -> Result<(), DeviceFault> {
+        let user = UserMemory::new(memory.mmap(), space);
+        for (place, device) in self.devices.iter_mut().enumerate() {
+            if let (Backend::Stream(streams), Some(accepted)) =
+                (&mut device.backend, &mut device.accepted)
+            {
+                let done = streams.transmit(&mut accepted.queues, user);
+                done.map_err(|(queue, broken)| DeviceFault {
+                    device: place,
+                    queue,
+                    broken,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes connections at rest away.
+    pub(crate) fn give_streams(&mut self, resting: Vec<Resting>) -> Vec<Moved> {
+        let streams = self
+            .devices
+            .iter_mut()
+            .find_map(|it| match &mut it.backend {
+                Backend::Stream(streams) => Some(streams),
+                _ => None,
+            });
+        streams.map_or_else(Vec::new, |streams| streams.give(resting))
+    }
+
+    /// Has the guest asked for connections that another one had. What there is no
+    /// device for is cut off.
+    pub(crate) fn take_streams(&mut self, moved: Vec<Moved>) {
+        for device in &mut self.devices {
+            if let Backend::Stream(streams) = &mut device.backend {
+                streams.take(moved);
+                return;
+            }
+        }
+    }
+
+    /// Another way to the disk that is called so.
+    pub(crate) fn share_disk(&self, name: &str) -> Option<io::Result<Box<dyn Disk>>> {
+        self.disks().find(|disk| disk.id() == name)?.share()
+    }
+
+    /// Whether a disk can be shared, and therefore is no other guest's.
+    pub(crate) fn has_exclusive_disk(&self) -> bool {
+        self.disks().any(|disk| disk.share().is_some())
+    }
+
+    /// Makes disks that are shared the guest's own.
+    pub(crate) fn own_disks(&mut self) -> io::Result<()> {
+        for device in &mut self.devices {
+            if let Backend::Block(disk) = &mut device.backend {
+                disk.own()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn disks(&self) -> impl Iterator<Item = &dyn Disk> {
+        self.devices.iter().filter_map(|it| match &it.backend {
+            Backend::Block(disk) => Some(disk.as_ref()),
+            _ => None,
         })
     }
 

@@ -28,6 +28,12 @@ impl Budget {
         bytes: BYTES_AT_ONCE,
     };
 
+    /// Of the last look at a guest that has nothing more to say: whatever a queue holds.
+    pub(super) const LAST: Self = Self {
+        requests: REQUESTS_AT_ONCE,
+        bytes: u64::MAX,
+    };
+
     pub(super) const fn is_spent(&self) -> bool {
         self.requests == 0 || self.bytes == 0
     }

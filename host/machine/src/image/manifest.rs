@@ -8,6 +8,9 @@ use super::ImageError;
 
 const BYTES_PER_KIB: u64 = 1024;
 
+/// The minor version of the contract whose manifests end with a state's format.
+const STATE_SCHEMA_SINCE: u16 = 3;
+
 /// What an image says of itself: a checked [`Manifest`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestView {
@@ -24,6 +27,8 @@ pub struct ManifestView {
     pub stack_bytes: u64,
     /// The devices that it wants, in its own order, at most [`DEVICES_MAX`].
     pub devices: Vec<Device>,
+    /// Format of the state that it hands over; 0 when it has none.
+    pub state_schema: u32,
 }
 
 /// A device that an image wants.
@@ -50,7 +55,13 @@ pub(super) fn check(index: usize, desc: &[u8]) -> Result<ManifestView, ImageErro
     if !host.runs(image) {
         return Err(ImageError::WrongAbiVersion { image, host });
     }
-    let manifest = Manifest::read_from_bytes(desc).map_err(|_| wrong_size())?;
+    let mut desc = desc.to_vec();
+    let len = desc.len();
+    if image.minor < STATE_SCHEMA_SINCE {
+        desc.extend(0_u32.to_le_bytes());
+    }
+    let manifest = Manifest::read_from_bytes(&desc)
+        .map_err(|_| ImageError::WrongManifestSize { index, bytes: len })?;
     let kib = manifest.stack_kib;
     if !STACK_KIB_RANGE.contains(&kib) {
         return Err(ImageError::StackOutOfRange { kib });
@@ -64,6 +75,7 @@ pub(super) fn check(index: usize, desc: &[u8]) -> Result<ManifestView, ImageErro
         memory_min_bytes: bytes(manifest.memory_min_kib),
         stack_bytes: bytes(kib),
         devices: check_devices(&manifest)?,
+        state_schema: manifest.state_schema,
     })
 }
 

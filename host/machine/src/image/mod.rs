@@ -95,6 +95,12 @@ pub enum OpenError {
 }
 
 impl Image {
+    /// The file, as it was read.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Reads a file once and checks it.
     ///
     /// Never waits on a pipe: only regular files of at most [`IMAGE_BYTES_MAX`]

@@ -122,8 +122,12 @@ pub fn check(question: &Question, answer: Answer) -> Result<Answer, Nonsense> {
 ///
 /// What is wrong with it.
 pub fn next(view: &View, choice: Choice) -> Result<Choice, Nonsense> {
+    // During an upgrade there are two lives of a replica.
     let same = |it: &&super::Candidate| it.replica == choice.replica;
-    let Some(candidate) = view.ready.iter().find(same) else {
+    let exactly = |it: &&super::Candidate| same(it) && it.generation == choice.generation;
+    let mut ready = view.ready.iter();
+    let found = ready.clone().find(exactly).or_else(|| ready.find(same));
+    let Some(candidate) = found else {
         return Err(Nonsense::NotReady {
             replica: choice.replica,
         });

@@ -76,6 +76,69 @@ fn a_device_that_is_ready_ends_a_wait_that_asks_for_it() {
 }
 
 #[test]
+fn who_hands_over_waits_for_what_becomes_of_it() {
+    let upgrade = Interest::UPGRADE;
+    let idle = wait(FOREVER, upgrade.union(Interest::STOP).bits());
+    let go_on = |answer| Action::Enter(Some(answer));
+    play(
+        None,
+        &[
+            (0, Event::Start, Action::Enter(None)),
+            (1, idle, park(None)),
+            (2, Event::Upgrade, ready(upgrade)),
+            // It has something to finish first.
+            (3, wait(Some(ms(9)), STOP), park(Some(ms(9)))),
+            (4, wait(FOREVER, upgrade.bits()), ready(upgrade)),
+            (5, Event::HandOver, park(None)),
+            (6, Event::Interrupted, park(None)),
+            (7, Event::Resume, go_on(Answer::ok(0))),
+            // Nobody asks any more.
+            (8, idle, park(None)),
+            (9, Event::Resume, park(None)),
+            (10, Event::Upgrade, ready(upgrade)),
+            (11, Event::HandOverFailed, go_on(Answer::INVALID)),
+            (12, Event::HandOver, go_on(Answer::INVALID)),
+            (13, idle, park(None)),
+        ],
+    );
+}
+
+#[test]
+fn who_has_handed_over_can_be_ended() {
+    play(
+        None,
+        &[
+            (0, Event::Start, Action::Enter(None)),
+            (1, Event::Upgrade, Action::Enter(None)),
+            (
+                2,
+                wait(FOREVER, Interest::UPGRADE.bits()),
+                ready(Interest::UPGRADE),
+            ),
+            (3, Event::HandOver, park(None)),
+            (4, Event::Stop(Stop::Terminate), stopped(Stop::Terminate)),
+        ],
+    );
+}
+
+#[test]
+fn a_guest_serves_when_it_says_so_or_first_waits_without_saying_that_it_does_not() {
+    let mut task = Task::new(None);
+    task.handle(ms(0), Event::Start);
+    task.handle(ms(1), wait(Some(ms(2)), Interest::STARTING.bits()));
+    task.handle(ms(2), Event::Interrupted);
+    assert!(!task.is_ready() && !task.hands_over());
+    let mut other = task.clone();
+    task.handle(ms(3), wait(FOREVER, Interest::UPGRADE.bits()));
+    assert!(task.is_ready() && task.hands_over());
+    assert_eq!(
+        other.handle(ms(3), Event::Ready),
+        Action::Enter(Some(Answer::ok(0)))
+    );
+    assert!(other.is_ready());
+}
+
+#[test]
 fn a_device_that_is_ready_no_more_ends_no_wait() {
     let disk = Interest::device(0);
     let waits = Event::Wait {

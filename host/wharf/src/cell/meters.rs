@@ -42,6 +42,13 @@ impl Meters {
         self.exits.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts what another life of the replica counted, which is over.
+    pub(super) fn absorb(&self, other: &Self) {
+        self.run_ns.fetch_add(other.run_ns(), Ordering::Relaxed);
+        self.exits.fetch_add(other.exits(), Ordering::Relaxed);
+        self.traffic.absorb(&other.traffic);
+    }
+
     pub(super) fn set_activity(&self, activity: Activity) {
         let number = match activity {
             Activity::Waiting => 0,

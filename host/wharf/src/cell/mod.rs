@@ -25,6 +25,7 @@ pub mod console;
 pub mod events;
 pub mod protocol;
 
+mod asker;
 mod logger;
 mod meters;
 mod policies;
@@ -34,6 +35,7 @@ mod supervisor;
 mod tests;
 mod worker;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -47,7 +49,7 @@ use wharf_policy::Slots;
 use crate::net::{Acceptor, Board, NetError, Switch};
 use console::Consoles;
 use events::EventLog;
-use protocol::{Command, NoSuchTask, Reply, Selector, TaskStatus};
+use protocol::{Command, NoSuchTask, Reply, Selector, TaskStatus, UpgradeStatus};
 pub use spec::{CellConfig, LogFile, PolicySpec, TaskSpec};
 
 /// The cell could not be started.
@@ -81,6 +83,17 @@ pub enum PolicyError {
     /// It is not good enough.
     #[error(transparent)]
     Swap(#[from] wharf_policy::SwapRefusal),
+}
+
+/// An upgrade was not begun.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpgradeRefusal {
+    /// There is nothing to upgrade.
+    #[error(transparent)]
+    NoSuchTask(#[from] NoSuchTask),
+    /// It cannot be upgraded now.
+    #[error("{0}")]
+    Denied(String),
 }
 
 /// How often who waits for an answer looks whether there can be one.
@@ -210,6 +223,48 @@ impl Cell {
     /// When it means nothing.
     pub fn restart(&self, selector: &Selector) -> Result<(), NoSuchTask> {
         self.begin(Command::Restart(selector.clone()))
+    }
+
+    /// Begins to put another image in the place of what the selector means runs.
+    /// Returns when that has begun; [`Cell::upgrades`] tells how it goes.
+    ///
+    /// # Errors
+    ///
+    /// When it means nothing, or nothing that can be upgraded now.
+    pub fn upgrade(
+        &self,
+        selector: &Selector,
+        image: &Path,
+    ) -> Result<UpgradeStatus, UpgradeRefusal> {
+        let (selector, image) = (selector.clone(), image.to_owned());
+        self.begin_upgrade(Command::Upgrade { selector, image })
+    }
+
+    /// The same with the image that ran before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cell::upgrade`], and when there was none.
+    pub fn rollback(&self, selector: &Selector) -> Result<UpgradeStatus, UpgradeRefusal> {
+        self.begin_upgrade(Command::Rollback(selector.clone()))
+    }
+
+    /// The last upgrades, the oldest first.
+    #[must_use]
+    pub fn upgrades(&self) -> Vec<UpgradeStatus> {
+        match self.ask(Command::Upgrades) {
+            Some(Reply::Upgrades(upgrades)) => upgrades,
+            _ => Vec::new(),
+        }
+    }
+
+    fn begin_upgrade(&self, command: Command) -> Result<UpgradeStatus, UpgradeRefusal> {
+        match self.ask(command) {
+            Some(Reply::Upgrading(status)) => Ok(status),
+            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+            Some(Reply::Denied(reason)) => Err(UpgradeRefusal::Denied(reason)),
+            _ => Err(UpgradeRefusal::Denied("the host is ending".to_owned())),
+        }
     }
 
     /// Begins to end the cell: tasks are stopped in reverse order. The second

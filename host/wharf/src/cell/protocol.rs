@@ -7,6 +7,7 @@
 //!   write, a [`Piece`](super::console::Piece) at a time.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,20 @@ pub enum Command {
     /// Begin a new generation of what this means, ending the present one first;
     /// answered when that has begun.
     Restart(Selector),
+    /// Put another image in the place of what this means runs; answered when that has
+    /// begun, by [`Reply::Upgrading`].
+    Upgrade {
+        /// What is to be upgraded.
+        selector: Selector,
+        /// The new image's file.
+        #[serde(with = "crate::path")]
+        image: PathBuf,
+    },
+    /// Put the image before in the place of what this means runs; answered as
+    /// [`Command::Upgrade`].
+    Rollback(Selector),
+    /// Show every upgrade that is kept; answered by [`Reply::Upgrades`].
+    Upgrades,
     /// End everything; a second time, at once. Answered when that has begun.
     Down,
 }
@@ -35,8 +50,14 @@ pub enum Reply {
     Tasks(Vec<TaskStatus>),
     /// It is being done.
     Begun,
+    /// An upgrade has begun.
+    Upgrading(UpgradeStatus),
+    /// Every upgrade that is kept, the oldest first.
+    Upgrades(Vec<UpgradeStatus>),
     /// It cannot be done, and nothing is.
     Refused(NoSuchTask),
+    /// It cannot be done now, for this reason, and nothing is.
+    Denied(String),
 }
 
 /// No task is called so.
@@ -83,6 +104,60 @@ pub enum TaskState {
     Faulted,
 }
 
+/// Where a life of a replica stands that is not the replica's present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Beside {
+    /// It is to take the present one's place.
+    Next,
+    /// It had the place before, and ends when its connections do.
+    Last,
+}
+
+/// How an upgrade stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UpgradeState {
+    /// It is being done.
+    Running,
+    /// The new version is in place.
+    Kept,
+    /// The new version served, and the old one is in place again.
+    RolledBack,
+    /// The new version never served; the old one was in place all the time.
+    Refused,
+}
+
+/// An upgrade of a task, or of one replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UpgradeStatus {
+    /// Counts upgrades of this cell, from 1.
+    pub id: u64,
+    /// What is upgraded, as it was asked for.
+    #[schema(value_type = String)]
+    pub task: Selector,
+    /// The image before.
+    pub from: String,
+    /// The image that is to run.
+    pub to: String,
+    /// How it stands.
+    pub state: UpgradeState,
+    /// What is being done, in a word or two.
+    pub step: Option<String>,
+    /// Replicas that are to be upgraded.
+    pub replicas: u32,
+    /// Of these, those that are.
+    pub done: u32,
+    /// Connections that went over to the new version.
+    pub connections: u32,
+    /// Bytes of state that were handed over.
+    pub state_bytes: u64,
+    /// For how long a replica stood still, in nanoseconds: the longest.
+    pub pause_ns: u64,
+    /// Why it ended as it did, when it was not kept.
+    pub reason: Option<String>,
+}
+
 /// One replica of a task, as `wharf ps` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TaskStatus {
@@ -121,6 +196,10 @@ pub struct TaskStatus {
     pub exit_status: Option<u8>,
     /// Its weight in the scheduler.
     pub weight: u32,
+    /// The part of the replica's new connections that it gets, in percent.
+    pub share: u32,
+    /// Where it stands, when it is not the replica's present life.
+    pub beside: Option<Beside>,
     /// The worker that has it; none when it does not live.
     pub worker: Option<u32>,
     /// Why it is where it is, for people: the last fault, refusal or stop.
@@ -165,6 +244,16 @@ pub enum EventKind {
     BackingOff,
     /// A replica went to another worker.
     Moved,
+    /// Another version of a task is to take its place.
+    UpgradeBegun,
+    /// It has got another part of the connections.
+    UpgradeShared,
+    /// It is in place.
+    Upgraded,
+    /// It served, and the old one is in place again.
+    UpgradeRolledBack,
+    /// It never served, and the old one is in place.
+    UpgradeRefused,
     /// The cell serves.
     Up,
     /// The cell ends.
@@ -185,7 +274,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 20] = [
         Self::Started,
         Self::StartFailed,
         Self::Exited,
@@ -193,6 +282,11 @@ impl EventKind {
         Self::Stopped,
         Self::BackingOff,
         Self::Moved,
+        Self::UpgradeBegun,
+        Self::UpgradeShared,
+        Self::Upgraded,
+        Self::UpgradeRolledBack,
+        Self::UpgradeRefused,
         Self::Up,
         Self::Down,
         Self::PolicySwapped,
@@ -214,6 +308,11 @@ impl EventKind {
             Self::Stopped => "stopped",
             Self::BackingOff => "backing-off",
             Self::Moved => "moved",
+            Self::UpgradeBegun => "upgrade-begun",
+            Self::UpgradeShared => "upgrade-shared",
+            Self::Upgraded => "upgraded",
+            Self::UpgradeRolledBack => "upgrade-rolled-back",
+            Self::UpgradeRefused => "upgrade-refused",
             Self::Up => "up",
             Self::Down => "down",
             Self::PolicySwapped => "policy-swapped",

@@ -16,7 +16,10 @@ use wharf_model::policy::SlotName;
 use wharf_policy::{OnFault, SlotConfig};
 
 use super::console::Piece;
-use super::protocol::{Command, Event, EventKind, NoSuchTask, Reply, TaskState, TaskStatus};
+use super::protocol::{
+    Beside, Command, Event, EventKind, NoSuchTask, Reply, TaskState, TaskStatus, UpgradeState,
+    UpgradeStatus,
+};
 use super::{CellConfig, LogFile, PolicySpec, TaskSpec};
 use crate::device::{Block, BlockMode, Medium};
 use crate::net::Publish;
@@ -62,8 +65,27 @@ fn status(state: TaskState) -> TaskStatus {
         restarts: 1,
         exit_status: Some(139),
         weight: 10_000,
+        share: 100,
+        beside: Some(Beside::Last),
         worker: None,
         reason: Some(AWKWARD.to_owned()),
+    }
+}
+
+fn upgrade(state: UpgradeState) -> UpgradeStatus {
+    UpgradeStatus {
+        id: u64::MAX,
+        task: "web.1".parse().unwrap(),
+        from: AWKWARD.to_owned(),
+        to: String::new(),
+        state,
+        step: Some(AWKWARD.to_owned()),
+        replicas: 2,
+        done: 1,
+        connections: u32::MAX,
+        state_bytes: 0,
+        pause_ns: 1,
+        reason: None,
     }
 }
 
@@ -76,6 +98,7 @@ fn task(restart: Restart) -> TaskSpec {
             memory: u64::MAX,
             args: Args::new(["", "--greeting", "\"é\\\n", ""]).unwrap(),
             generation: u64::MAX,
+            is_heir: true,
         },
         replicas: 2,
         weight: 100,
@@ -130,6 +153,12 @@ fn every_command_survives() {
         Command::Tasks,
         Command::Stop("web".parse().unwrap()),
         Command::Restart("web.4294967295".parse().unwrap()),
+        Command::Upgrade {
+            selector: "web.0".parse().unwrap(),
+            image: Path::new(OsStr::from_bytes(b"/caf\xe9/web.elf")).to_owned(),
+        },
+        Command::Rollback("web".parse().unwrap()),
+        Command::Upgrades,
         Command::Down,
     ]);
 }
@@ -145,10 +174,21 @@ fn every_reply_survives() {
         TaskState::Faulted,
     ];
     all_there_and_back(&states);
+    let upgrades = [
+        UpgradeState::Running,
+        UpgradeState::Kept,
+        UpgradeState::RolledBack,
+        UpgradeState::Refused,
+    ];
+    all_there_and_back(&upgrades);
+    all_there_and_back(&[Beside::Next, Beside::Last]);
     all_there_and_back(&[
         Reply::Tasks(states.map(status).to_vec()),
         Reply::Tasks(Vec::new()),
         Reply::Begun,
+        Reply::Upgrading(upgrade(UpgradeState::Running)),
+        Reply::Upgrades(upgrades.map(upgrade).to_vec()),
+        Reply::Denied(AWKWARD.to_owned()),
         Reply::Refused(NoSuchTask {
             selector: "web.1".parse().unwrap(),
         }),

@@ -71,7 +71,11 @@ const fn shade(kind: EventKind) -> Option<AnsiColor> {
     match kind {
         EventKind::Started | EventKind::Up => Some(AnsiColor::Green),
         EventKind::StartFailed | EventKind::Faulted => Some(AnsiColor::Red),
-        EventKind::BackingOff => Some(AnsiColor::Yellow),
+        EventKind::BackingOff | EventKind::UpgradeRefused | EventKind::UpgradeRolledBack => {
+            Some(AnsiColor::Yellow)
+        }
+        EventKind::Upgraded => Some(AnsiColor::Green),
+        EventKind::UpgradeBegun | EventKind::UpgradeShared => None,
         EventKind::Exited | EventKind::Stopped | EventKind::Moved | EventKind::Down => None,
         EventKind::PolicySwapped | EventKind::PolicyConfirmed => Some(AnsiColor::Green),
         EventKind::PolicyStruck | EventKind::PolicyRestored | EventKind::PolicyRolledBack => {

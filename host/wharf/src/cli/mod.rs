@@ -21,6 +21,7 @@ mod stop;
 mod table;
 mod top;
 mod up;
+mod upgrade;
 mod usage;
 
 use std::os::unix::process::CommandExt;
@@ -115,6 +116,14 @@ enum Host {
     Stop(stop::Args),
     /// Begin a new generation of a task, or of one replica
     Restart(restart::Args),
+    /// Put a new version of a task in the place of what runs
+    ///
+    /// The new version starts beside the old one, takes its state and its connections
+    /// over as the upgrader policy says, and is in place when it serves. If it does not,
+    /// the old one goes on as if nothing had been, and the exit status is 125.
+    Upgrade(upgrade::Upgrade),
+    /// Put the version before the last upgrade in place again, with the state of now
+    Rollback(upgrade::Rollback),
     /// Show what happened: starts, ends, faults
     Events(events::Args),
     /// Watch what tasks use, the busiest first
@@ -205,6 +214,8 @@ pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8
         Host::Logs(args) => logs::run(&args),
         Host::Stop(args) => stop::run(&args),
         Host::Restart(args) => restart::run(&args),
+        Host::Upgrade(args) => upgrade::run(&args, progress),
+        Host::Rollback(args) => upgrade::roll_back(&args),
         Host::Events(args) => events::run(&args),
         Host::Top(args) => top::run(&args),
         Host::Policy(args) => policy::run(&args, progress),
@@ -285,6 +296,8 @@ mod tests {
             "wharf logs web.0 -f --tail 5",
             "wharf stop web --no-wait",
             "wharf restart web.1",
+            "wharf upgrade web --image apps#http --no-wait --json",
+            "wharf rollback web.0",
             "wharf down --no-wait",
             "wharf events -f --json",
             "wharf top --json",

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
@@ -78,7 +79,9 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
         position_independent: true,
         progress,
     };
-    let image = Image::open(&Source::find(&args.image)?.image_path(options)?)?;
+    let image = Arc::new(Image::open(
+        &Source::find(&args.image)?.image_path(options)?,
+    )?);
     for (at, block) in args.block.iter().enumerate() {
         let before = args.block.iter().take(at);
         if before.clone().any(|it| it.device == block.device) {
@@ -90,6 +93,7 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
             memory: args.memory.unwrap_or(MEMORY_DEFAULT),
             args: GuestArgs::new(guest_args)?,
             generation: 1,
+            ..BootConfig::default()
         },
         name: args.name.clone(),
         blocks: args.block,

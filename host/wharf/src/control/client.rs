@@ -20,7 +20,8 @@ use super::lines::Lines;
 use super::policies::{PolicyStatus, RollbackReport, SwapReport, SwapRequest};
 use super::problem::Problem;
 use super::resources::{ConsolePiece, HostStatus};
-use crate::cell::protocol::{Event, Selector, TaskStatus};
+use super::upgrades::UpgradeRequest;
+use crate::cell::protocol::{Event, Selector, TaskStatus, UpgradeStatus};
 
 /// How long a host may take to begin an answer. It needs microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -144,6 +145,40 @@ impl Client {
     /// When the host is not reached, or there is nothing of that name.
     pub fn restart(&self, selector: &Selector) -> Result<Vec<TaskStatus>, ClientError> {
         self.call(Method::POST, &format!("/v1/tasks/{selector}/restart"))
+    }
+
+    /// Begins to put another image, by its absolute path, in the place of what the
+    /// selector means runs.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or refuses.
+    pub fn upgrade(
+        &self,
+        selector: &Selector,
+        request: &UpgradeRequest,
+    ) -> Result<UpgradeStatus, ClientError> {
+        let body = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
+        let uri = format!("/v1/tasks/{selector}/upgrade");
+        self.call_with(Method::POST, &uri, body.into(), PATIENCE)
+    }
+
+    /// The same with the image that ran before.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or refuses.
+    pub fn undo_upgrade(&self, selector: &Selector) -> Result<UpgradeStatus, ClientError> {
+        self.call(Method::POST, &format!("/v1/tasks/{selector}/rollback"))
+    }
+
+    /// How an upgrade stands.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or knows nothing of it.
+    pub fn upgrade_status(&self, id: u64) -> Result<UpgradeStatus, ClientError> {
+        self.call(Method::GET, &format!("/v1/upgrades/{id}"))
     }
 
     /// Begins to end the host.

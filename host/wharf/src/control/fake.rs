@@ -32,6 +32,8 @@ pub(crate) fn status(name: &str, index: u32) -> TaskStatus {
         restarts: 0,
         exit_status: None,
         weight: 100,
+        share: 100,
+        beside: None,
         worker: Some(0),
         reason: None,
     }
@@ -64,6 +66,11 @@ pub(crate) fn cell_of(mut tasks: Vec<TaskStatus>) -> (Cell, Vec<Arc<ConsoleRing>
                 Command::Restart(selector) => each(&mut tasks, selector, |task| {
                     task.generation += 1;
                 }),
+                Command::Upgrade { selector, .. } | Command::Rollback(selector) => {
+                    let denied = format!("{selector} cannot be upgraded in a test");
+                    Reply::Denied(denied)
+                }
+                Command::Upgrades => Reply::Upgrades(Vec::new()),
                 Command::Down => {
                     log.add(None, 0, EventKind::Down, String::new());
                     Reply::Begun

@@ -28,6 +28,7 @@ mod resources;
 mod routes;
 mod server;
 mod socket;
+mod upgrades;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -43,6 +44,7 @@ pub use policies::{BUILT_IN, PolicyStatus, RollbackReport, ShadowReport, SwapRep
 pub use resources::{ConsolePiece, HostStatus};
 pub use routes::openapi;
 pub use server::{ServeConfig, Server, Serving};
+pub use upgrades::UpgradeRequest;
 
 /// Where the socket is when nobody says otherwise: `wharf.sock` in the user's
 /// runtime directory, or in `/run` when there is none.

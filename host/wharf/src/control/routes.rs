@@ -22,6 +22,7 @@ use super::metrics;
 use super::policies;
 use super::problem::{Asked, Chosen, Problem};
 use super::resources::{ConsolePiece, ConsoleQuery, EventsQuery, HostStatus};
+use super::upgrades;
 use crate::cell::protocol::{Event, TaskStatus};
 
 /// Bytes of a request's body: a plugin's path and settings at most.
@@ -71,6 +72,10 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(restart))
         .routes(routes!(console))
         .routes(routes!(events))
+        .routes(routes!(upgrades::upgrade))
+        .routes(routes!(upgrades::rollback))
+        .routes(routes!(upgrades::upgrades))
+        .routes(routes!(upgrades::upgrade_of))
         .routes(routes!(policies::policies))
         .routes(routes!(policies::swap))
         .routes(routes!(policies::rollback))

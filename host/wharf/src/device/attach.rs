@@ -1,9 +1,10 @@
 //! Which back end each device of an image gets: the router's word, then opened.
 
+use std::io;
 use std::net::SocketAddr;
 
 use wharf_abi::DeviceKind;
-use wharf_machine::device::{Backend, Console, Frames, Input, Network, Streams, Wire};
+use wharf_machine::device::{Backend, Console, Disk, Frames, Input, Network, Streams, Wire};
 use wharf_machine::image::ManifestView;
 use wharf_model::policy::{AttachVerdict, Attachment, DeviceKind as PolicyKind};
 
@@ -119,6 +120,8 @@ pub enum AttachError {
 pub struct Supply<'a> {
     /// Its block devices.
     pub blocks: &'a [Block],
+    /// Another way to a block device of the generation before, which has it.
+    pub legacy: &'a dyn Fn(&Block) -> Option<io::Result<Box<dyn Disk>>>,
     /// Its published ports.
     pub publish: &'a [Publish],
     /// Makes what stands behind its streams.
@@ -215,7 +218,11 @@ pub fn attach(
         let Some(block) = chosen else {
             return Err(not_configured(image, &device.name, asker.task));
         };
-        let disk = block.open().map_err(|source| AttachError::Disk {
+        let disk = match (supply.legacy)(block) {
+            Some(shared) => shared.map_err(|source| DiskError::Share { source }),
+            None => block.open(),
+        };
+        let disk = disk.map_err(|source| AttachError::Disk {
             task: task(),
             device: device.name.clone(),
             source,

@@ -5,18 +5,21 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, Flock, fallocate};
 use nix::libc;
 use wharf_machine::Buffers;
 use wharf_machine::device::Disk;
 
+use super::heir::{self, OnFile};
 use super::{DiskError, is_disk_size, lock};
 
 /// A file, locked for as long as this lives.
 #[derive(Debug)]
 pub(super) struct FileDisk {
-    file: Flock<File>,
+    /// Shared with a guest that is to take this one's place: the lock lasts.
+    file: Arc<Flock<File>>,
     name: String,
     len: u64,
     writable: bool,
@@ -40,7 +43,7 @@ impl FileDisk {
         let file = lock::take(opened?, path, writable)?;
         let len = disk_len(&file, path, size)?;
         Ok(Self {
-            file,
+            file: Arc::new(file),
             name,
             len,
             writable,
@@ -109,6 +112,21 @@ impl Disk for FileDisk {
 
     fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
         punch(&self.file, at, len)
+    }
+
+    fn share(&self) -> Option<io::Result<Box<dyn Disk>>> {
+        let other = Self {
+            file: Arc::clone(&self.file),
+            name: self.name.clone(),
+            ..*self
+        };
+        self.writable.then(|| heir::beside(other))
+    }
+}
+
+impl OnFile for FileDisk {
+    fn file(&self) -> &File {
+        &self.file
     }
 }
 

@@ -10,6 +10,7 @@ use wharf_machine::device::Disk;
 
 use super::DiskError;
 use super::file::punch;
+use super::heir::{self, OnFile};
 
 /// Anonymous memory behind a descriptor, so that the kernel moves its bytes as it
 /// does a file's. Nothing is resident before it is written.
@@ -41,6 +42,15 @@ impl Disk for MemoryDisk {
         false
     }
 
+    fn share(&self) -> Option<io::Result<Box<dyn Disk>>> {
+        let other = self.file.try_clone().map(|file| Self {
+            file,
+            name: self.name.clone(),
+            len: self.len,
+        });
+        Some(other.and_then(heir::beside))
+    }
+
     fn can_discard(&self) -> bool {
         true
     }
@@ -63,5 +73,11 @@ impl Disk for MemoryDisk {
 
     fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
         punch(&self.file, at, len)
+    }
+}
+
+impl OnFile for MemoryDisk {
+    fn file(&self) -> &File {
+        &self.file
     }
 }

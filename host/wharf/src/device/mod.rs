@@ -8,6 +8,7 @@
 pub mod attach;
 
 mod file;
+mod heir;
 mod lock;
 mod memory;
 mod overlay;
@@ -150,6 +151,12 @@ pub enum DiskError {
         /// Who.
         by: String,
     },
+    /// The generation before has it, and it cannot be had beside that.
+    #[error("cannot be had beside the generation that has it: free memory or descriptors")]
+    Share {
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// No memory could be had for it.
     #[error("no memory for a disk of {size} bytes: make it smaller")]
     NoMemory {
@@ -195,6 +202,18 @@ impl Block {
             }
             Medium::Memory { .. } => Ok(()),
         }
+    }
+
+    /// Whether any number of tasks can have it at a time without a trace of each other.
+    #[must_use]
+    pub const fn is_private(&self) -> bool {
+        matches!(
+            &self.medium,
+            Medium::File {
+                mode: BlockMode::ReadOnly | BlockMode::CopyOnWrite,
+                ..
+            }
+        )
     }
 
     /// Whether what a task writes there is for others to see.

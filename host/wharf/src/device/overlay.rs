@@ -1,6 +1,7 @@
 //! A disk whose file stays as it is: what is written goes to memory of its own.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 
@@ -8,7 +9,7 @@ use wharf_machine::Buffers;
 use wharf_machine::device::{Disk, SECTOR};
 
 use super::DiskError;
-use super::file::FileDisk;
+use super::heir::OnFile as _;
 use super::memory::MemoryDisk;
 
 /// Bytes of a page, the unit in which memory is taken.
@@ -21,22 +22,50 @@ pub(super) const OVERLAY_MAX: u64 = 256 << 20;
 
 /// A file below and what was written above it.
 #[derive(Debug)]
-pub(super) struct Overlay {
-    below: FileDisk,
+pub(super) struct Overlay<B> {
+    below: B,
     /// As large as the file; only written pages exist.
     above: MemoryDisk,
     /// Of each page that was written to, a bit for each sector that was.
     written: BTreeMap<u64, u8>,
 }
 
-impl Overlay {
-    pub(super) fn new(below: FileDisk) -> Result<Self, DiskError> {
+impl<B: Disk> Overlay<B> {
+    pub(super) fn new(below: B) -> Result<Self, DiskError> {
         let above = MemoryDisk::new(below.id().to_owned(), below.len())?;
         Ok(Self {
             below,
             above,
             written: BTreeMap::new(),
         })
+    }
+
+    /// What is below.
+    pub(super) const fn below(&mut self) -> &mut B {
+        &mut self.below
+    }
+
+    /// The same, to look at.
+    pub(super) const fn under(&self) -> &B {
+        &self.below
+    }
+
+    /// What was written, in runs of bytes, with the file that has it.
+    pub(super) fn written(&self) -> (&File, Vec<Range<u64>>) {
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (page, mask) in &self.written {
+            let first = page.saturating_mul(SECTORS_IN_PAGE);
+            let sectors = (0..SECTORS_IN_PAGE).filter(|bit| mask & (1 << bit) != 0);
+            for sector in sectors.map(|it| first.saturating_add(it)) {
+                let at = sector.saturating_mul(SECTOR);
+                let end = at.saturating_add(SECTOR);
+                match runs.last_mut() {
+                    Some(run) if run.end == at => run.end = end,
+                    _ => runs.push(at..end),
+                }
+            }
+        }
+        (self.above.file(), runs)
     }
 
     fn is_written(&self, sector: u64) -> bool {
@@ -59,7 +88,7 @@ impl Overlay {
     }
 }
 
-impl Disk for Overlay {
+impl<B: Disk> Disk for Overlay<B> {
     fn len(&self) -> u64 {
         self.below.len()
     }

@@ -11,7 +11,7 @@ use socket2::Socket;
 use wharf_machine::device::StreamId;
 use wharf_model::policy::{Connection, Direction, Endpoint, Target, Verdict};
 
-use super::{CONNECTIONS_MAX, NetError, Publish, WAITING_MAX, refused};
+use super::{CONNECTIONS_MAX, NetError, Publish, Times, WAITING_MAX, refused};
 
 /// Most guests that a router chooses among.
 const TARGETS_MAX: usize = 64;
@@ -82,6 +82,40 @@ pub(super) struct Door {
     /// Readable when somebody has arrived.
     pub(super) bell: EventFd,
     pub(super) traffic: Arc<Traffic>,
+    share: Arc<Share>,
+}
+
+/// How much of what a replica's lives get this one gets, in percent. There is more
+/// than one during an upgrade only.
+#[derive(Debug)]
+pub struct Share(AtomicU32);
+
+impl Share {
+    /// Of everything.
+    pub const ALL: u32 = 100;
+
+    /// A share of so much.
+    #[must_use]
+    pub fn new(percent: u32) -> Self {
+        Self(AtomicU32::new(percent))
+    }
+
+    /// Says how much it is from now on.
+    pub fn set(&self, percent: u32) {
+        self.0.store(percent, Ordering::Release);
+    }
+
+    /// How much it is.
+    #[must_use]
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        Self::new(Self::ALL)
+    }
 }
 
 /// What is counted of a replica's connections, over all its generations.
@@ -97,6 +131,22 @@ pub struct Traffic {
     pub received: AtomicU64,
     /// Bytes to the network.
     pub sent: AtomicU64,
+    /// Times between bytes that came and the first that went after them.
+    pub answers: Times,
+}
+
+impl Traffic {
+    /// Counts what another has counted, which counts no more.
+    pub fn absorb(&self, other: &Self) {
+        for (to, from) in [
+            (&self.total, &other.total),
+            (&self.errors, &other.errors),
+            (&self.received, &other.received),
+            (&self.sent, &other.sent),
+        ] {
+            to.fetch_add(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
 }
 
 /// What becomes of a connection.
@@ -142,6 +192,7 @@ impl Board {
         &self,
         guest: Guest,
         traffic: Arc<Traffic>,
+        share: Arc<Share>,
     ) -> Result<(Arc<Door>, Receiver<Arrival>), NetError> {
         let (arrivals, arrived) = unbounded();
         let door = Arc::new(Door {
@@ -150,6 +201,7 @@ impl Board {
             arrivals: Mutex::new(Some(arrivals)),
             bell: bell()?,
             traffic,
+            share,
         });
         self.doors().push(Arc::clone(&door));
         Ok((door, arrived))
@@ -158,6 +210,11 @@ impl Board {
     /// Lets connections through a door.
     pub(super) fn open(&self, door: &Door) {
         door.is_open.store(true, Ordering::Release);
+        ring(&self.opened);
+    }
+
+    /// Says that who waits may find somebody now.
+    pub fn knock(&self) {
         ring(&self.opened);
     }
 
@@ -177,13 +234,14 @@ impl Board {
             .doors()
             .iter()
             .filter(|it| it.guest.task == port.task || it.guest.joins == Some(port.task))
-            .filter(|it| it.is_open.load(Ordering::Acquire))
+            .filter(|it| it.is_open.load(Ordering::Acquire) && it.share.get() > 0)
             .map(|it| (it.traffic.open.load(Ordering::Relaxed), Arc::clone(it)))
             .filter(|(connections, _)| *connections < CONNECTIONS_MAX)
             .collect();
         if doors.is_empty() {
             return Routed::Nobody(waiting);
         }
+        one_life_each(&mut doors);
         doors.sort_by_key(|(connections, door)| (*connections, door.guest.replica));
         doors.truncate(TARGETS_MAX);
         let target = |(connections, door): &(u32, Arc<Door>)| Target {
@@ -249,6 +307,22 @@ impl Board {
     fn doors(&self) -> MutexGuard<'_, Vec<Arc<Door>>> {
         lock(&self.doors)
     }
+}
+
+/// Leaves one life of each replica, by lot where there are two and as their shares say.
+fn one_life_each(doors: &mut Vec<(u32, Arc<Door>)>) {
+    doors.sort_by_key(|(_, door)| (door.guest.replica, door.guest.generation));
+    doors.dedup_by(|later, kept| {
+        let is_same = later.1.guest.replica == kept.1.guest.replica;
+        if is_same {
+            let all = later.1.share.get().saturating_add(kept.1.share.get());
+            let lot = getrandom::u32().unwrap_or(0).checked_rem(all).unwrap_or(0);
+            if lot < later.1.share.get() {
+                std::mem::swap(later, kept);
+            }
+        }
+        is_same
+    });
 }
 
 impl Door {

@@ -24,6 +24,7 @@ mod acceptor;
 mod board;
 mod sockets;
 mod switch;
+mod times;
 
 use std::io;
 use std::net::SocketAddr;
@@ -31,9 +32,10 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 pub use acceptor::Acceptor;
-pub use board::{Board, Guest, Router, Traffic};
+pub use board::{Board, Guest, Router, Share, Traffic};
 pub use sockets::Sockets;
 pub use switch::{Port, Switch};
+pub use times::{Times, TimesThen};
 
 /// Most connections that a guest has at a time.
 pub const CONNECTIONS_MAX: u32 = 1024;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -17,7 +17,7 @@ use wharf_machine::Buffers;
 use wharf_machine::device::{Close, Happening, Network, StreamId};
 
 use super::acceptor::{prepare, reset};
-use super::board::{Arrival, Board, Door, Guest, Routed, Traffic, Waiting, next_id};
+use super::board::{Arrival, Board, Door, Guest, Routed, Share, Traffic, Waiting, next_id};
 use super::{CONNECTIONS_MAX, NetError, refused};
 use crate::headroom;
 
@@ -48,6 +48,8 @@ struct Connected {
     socket: Socket,
     /// Whether it is still to be seen whether the other side answers.
     is_trying: bool,
+    /// Since when somebody waits for an answer: since bytes came, until some go.
+    asked: Option<Instant>,
 }
 
 impl Sockets {
@@ -56,10 +58,15 @@ impl Sockets {
     /// # Errors
     ///
     /// When the kernel has no descriptors left.
-    pub fn new(board: Arc<Board>, guest: Guest, traffic: Arc<Traffic>) -> Result<Self, NetError> {
+    pub fn new(
+        board: Arc<Board>,
+        guest: Guest,
+        traffic: Arc<Traffic>,
+        share: Arc<Share>,
+    ) -> Result<Self, NetError> {
         let refused = refused("an epoll");
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&refused)?;
-        let (door, arrived) = board.door(guest, traffic)?;
+        let (door, arrived) = board.door(guest, traffic, share)?;
         let sockets = Self {
             board,
             door,
@@ -84,8 +91,11 @@ impl Sockets {
             self.gone(true);
             return None;
         }
-        self.door.traffic.total.fetch_add(1, Ordering::Relaxed);
-        let connected = Connected { socket, is_trying };
+        let connected = Connected {
+            socket,
+            is_trying,
+            asked: None,
+        };
         self.sockets.insert(id, connected);
         Some(id)
     }
@@ -213,6 +223,7 @@ impl Network for Sockets {
                 let _ = self.door.bell.read();
                 while let Ok(Arrival { socket, port }) = self.arrived.try_recv() {
                     if let Some(id) = self.add(socket, false) {
+                        self.door.traffic.total.fetch_add(1, Ordering::Relaxed);
                         happened.push(Happening::Incoming { id, port });
                     }
                 }
@@ -237,18 +248,28 @@ impl Network for Sockets {
             return Err(Refusal::TooMany);
         }
         self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
-        self.add(socket, true).ok_or(Refusal::TooMany)
+        let id = self.add(socket, true).ok_or(Refusal::TooMany)?;
+        self.door.traffic.total.fetch_add(1, Ordering::Relaxed);
+        Ok(id)
     }
 
     fn receive(&mut self, id: StreamId, into: &Buffers<'_>) -> io::Result<usize> {
         let moved = into.receive_from(self.socket(id)?.as_fd());
         self.moved(&moved, |it| &it.received);
+        if let (Ok(1..), Some(connected)) = (&moved, self.sockets.get_mut(&id)) {
+            connected.asked.get_or_insert_with(Instant::now);
+        }
         moved
     }
 
     fn send(&mut self, id: StreamId, from: &Buffers<'_>) -> io::Result<usize> {
         let moved = from.send_to(self.socket(id)?.as_fd());
         self.moved(&moved, |it| &it.sent);
+        if let (Ok(1..), Some(connected)) = (&moved, self.sockets.get_mut(&id))
+            && let Some(asked) = connected.asked.take()
+        {
+            self.door.traffic.answers.add(asked.elapsed());
+        }
         moved
     }
 
@@ -272,6 +293,23 @@ impl Network for Sockets {
             }
             self.gone(how == Close::Reset);
         }
+    }
+
+    fn shut(&mut self) {
+        self.board.close(&self.door);
+    }
+
+    fn give(&mut self, id: StreamId) -> Option<OwnedFd> {
+        let connected = self.sockets.remove(&id)?;
+        // What is not there cannot be taken out; it is closed with the epoll.
+        let _ = self.epoll.delete(&connected.socket);
+        self.gone(false);
+        Some(connected.socket.into())
+    }
+
+    fn take(&mut self, socket: OwnedFd) -> Option<StreamId> {
+        self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
+        self.add(Socket::from(socket), false)
     }
 }
 

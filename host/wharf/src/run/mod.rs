@@ -15,16 +15,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
-use wharf_abi::Interest;
-use wharf_abi::hypercall::FOREVER;
 use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
-use wharf_machine::{BootConfig, Call, Error, Exit, Fault, Hypervisor, Machine};
+use wharf_machine::{BootConfig, Call, Error, Exit, Hypervisor, Machine};
 use wharf_model::policy::built_in;
 use wharf_model::{Action, Event, Instant, Outcome, Task};
 
 use crate::device::Block;
 use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::guest::GuestRun;
 use crate::net::{Acceptor, Board, Guest, NetError, Publish, Sockets, Switch};
 use alarm::Alarm;
 pub use console::Lost;
@@ -122,7 +121,7 @@ pub enum RunError {
 /// # Errors
 ///
 /// When the host cannot start or run it; what the guest does is never an error.
-pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
+pub fn run(image: &Arc<Image>, config: &RunConfig) -> Result<Finished, RunError> {
     let name = config.name.as_deref().unwrap_or(&image.manifest().name);
     let ports = std::iter::once((name, config.publish.as_slice()));
     let acceptor = Acceptor::start(Box::new(|it| built_in::connect(&it)), ports)?;
@@ -139,17 +138,13 @@ pub fn run(image: &Image, config: &RunConfig) -> Result<Finished, RunError> {
     // Until here a signal simply ends the process: there is nothing to end well.
     let signals = Signals::block()?;
     let left = |limit: Duration| limit.saturating_sub(start.elapsed());
-    let limit = config.limit.map(|limit| now(&machine).after(left(limit)));
+    let now = Instant::from_nanos(machine.monotonic_ns());
+    let limit = config.limit.map(|limit| now.after(left(limit)));
     Foreground {
-        image,
-        machine,
+        guest: GuestRun::new(machine, Arc::clone(image), Task::new(limit)),
         signals,
         console: Console::stdout()?,
         alarm: Alarm::default(),
-        task: Task::new(limit),
-        pending: Vec::new(),
-        backlog: false,
-        report: None,
         stats: Stats::default(),
     }
     .run()
@@ -173,7 +168,7 @@ fn attach(
             generation: config.boot.generation,
             ..Guest::default()
         };
-        let sockets = Sockets::new(Arc::clone(board), guest, Arc::default())?;
+        let sockets = Sockets::new(Arc::clone(board), guest, Arc::default(), Arc::default())?;
         Ok(Box::new(sockets))
     };
     // Nobody else is on it.
@@ -182,6 +177,7 @@ fn attach(
         |device| -> Result<Box<dyn Wire>, NetError> { Ok(Box::new(switch.plug(0, device)?)) };
     let supply = Supply {
         blocks: &config.blocks,
+        legacy: &|_| None,
         publish: &config.publish,
         network: &network,
         input: &|| Some(Box::new(Stdin::default())),
@@ -190,45 +186,38 @@ fn attach(
     attach::attach(manifest, &supply, asker, true, |it| built_in::attach(&it))
 }
 
-/// The guest's clock is the only one here: a deadline then is what the guest
-/// takes it for, however the TSC and the kernel's clock drift apart.
-fn now(machine: &Machine) -> Instant {
-    Instant::from_nanos(machine.monotonic_ns())
-}
-
-struct Foreground<'a> {
-    image: &'a Image,
-    machine: Machine,
+struct Foreground {
+    guest: GuestRun,
     signals: Signals,
     console: Console,
     alarm: Alarm,
-    task: Task,
-    /// The bytes of a console write that the model has not yet seen the end of.
-    pending: Vec<u8>,
-    /// Whether a device was left with work.
-    backlog: bool,
-    report: Option<String>,
     stats: Stats,
 }
 
-impl Foreground<'_> {
+impl Foreground {
     fn run(mut self) -> Result<Finished, RunError> {
-        let start = now(&self.machine);
+        let start = self.guest.now();
         let mut event = Event::Start;
         loop {
-            event = match self.task.handle(now(&self.machine), event) {
+            event = match self.guest.handle(event) {
                 Action::Enter(answer) => {
-                    self.set_alarm(self.task.alarm())?;
-                    let exit = self.machine.enter(answer)?;
-                    self.take(exit)?
+                    self.set_alarm(self.guest.task().alarm())?;
+                    let exit = self.guest.enter(answer)?;
+                    self.count(&exit);
+                    match self.guest.take(exit) {
+                        Event::Interrupted => {
+                            self.signals.take()?.map_or(Event::Interrupted, Event::Stop)
+                        }
+                        event => event,
+                    }
                 }
                 Action::Park { until } => self.park(until)?,
                 Action::Write { until } => self.write(until)?,
                 Action::End(outcome) => {
-                    self.stats.elapsed = now(&self.machine).since(start);
+                    self.stats.elapsed = self.guest.now().since(start);
                     return Ok(Finished {
                         outcome,
-                        report: self.report,
+                        report: self.guest.report().map(str::to_owned),
                         lost: self.console.into_lost(),
                         stats: self.stats,
                     });
@@ -237,102 +226,40 @@ impl Foreground<'_> {
         }
     }
 
-    /// Turns an exit into what the model understands.
-    fn take(&mut self, exit: Exit) -> Result<Event, RunError> {
+    const fn count(&mut self, exit: &Exit) {
         count(&mut self.stats.exits);
-        log::trace!("{exit:?}");
         match exit {
-            Exit::Call(Call::Exit { status }) => {
-                count(&mut self.stats.ends);
-                Ok(Event::Exit { status })
-            }
-            Exit::Call(Call::Wait {
-                deadline_ns,
-                interest,
-            }) => {
-                count(&mut self.stats.waits);
-                let deadline = (deadline_ns != FOREVER).then(|| Instant::from_nanos(deadline_ns));
-                Ok(match self.serve() {
-                    Ok(ready) => Event::Wait {
-                        deadline,
-                        interest,
-                        ready,
-                    },
-                    Err(fault) => self.fault(&fault),
-                })
-            }
-            Exit::Call(Call::Kick { target }) => {
-                count(&mut self.stats.kicks);
-                Ok(match self.machine.kick(target) {
-                    Ok(answer) => Event::Kick { answer },
-                    Err(fault) => self.fault(&fault),
-                })
-            }
-            Exit::Call(Call::ConsoleWrite(slice)) => {
-                count(&mut self.stats.writes);
-                match self.machine.read_user(slice) {
-                    Ok(bytes) => {
-                        self.pending = bytes;
-                        Ok(Event::ConsoleWrite)
-                    }
-                    Err(fault) => Ok(self.fault(&fault)),
-                }
-            }
-            Exit::Interrupted => {
-                count(&mut self.stats.interruptions);
-                Ok(self.signals.take()?.map_or(Event::Interrupted, Event::Stop))
-            }
-            Exit::Fault(fault) => {
-                count(&mut self.stats.ends);
-                Ok(self.fault(&fault))
-            }
+            Exit::Call(Call::Wait { .. }) => count(&mut self.stats.waits),
+            Exit::Call(Call::Kick { .. }) => count(&mut self.stats.kicks),
+            Exit::Call(Call::ConsoleWrite(_)) => count(&mut self.stats.writes),
+            Exit::Call(Call::HandOver(_) | Call::Ready) => {}
+            Exit::Call(Call::Exit { .. }) | Exit::Fault(_) => count(&mut self.stats.ends),
+            Exit::Interrupted => count(&mut self.stats.interruptions),
         }
-    }
-
-    /// Looks at the devices, and says which have something for the guest.
-    fn serve(&mut self) -> Result<Interest, Box<Fault>> {
-        if !self.machine.has_devices() {
-            return Ok(Interest::NONE);
-        }
-        let served = self.machine.serve()?;
-        self.backlog = served.more;
-        Ok(served.ready)
-    }
-
-    fn fault(&mut self, fault: &Fault) -> Event {
-        let report = wharf_machine::Report::new(fault, &self.machine, self.image);
-        self.report = Some(report.to_string());
-        Event::Fault
     }
 
     fn set_alarm(&mut self, at: Option<Instant>) -> Result<(), RunError> {
         match at {
-            Some(at) => self.alarm.set(at.since(now(&self.machine))),
+            Some(at) => self.alarm.set(at.since(self.guest.now())),
             None => Ok(()),
         }
     }
 
     fn park(&mut self, until: Option<Instant>) -> Result<Event, RunError> {
-        if self.backlog {
+        if self.guest.has_backlog() {
             if let Some(stop) = self.signals.take()? {
                 return Ok(Event::Stop(stop));
             }
-            return Ok(match self.serve() {
-                Ok(ready) => Event::Devices { ready },
-                Err(fault) => self.fault(&fault),
-            });
+            return Ok(self.guest.look_again());
         }
         self.set_alarm(until)?;
-        let devices = self.machine.device_fds();
+        let devices = self.guest.machine.device_fds();
         match self
             .signals
             .wait(devices.map(|fd| (fd, PollFlags::POLLIN)))?
         {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),
-            Wake::Ready => Ok(match self.serve() {
-                Ok(ready) => Event::Devices { ready },
-                Err(fault) => self.fault(&fault),
-            }),
+            Wake::Ready => Ok(self.guest.look_again()),
             Wake::Alarm => Ok(Event::Interrupted),
         }
     }
@@ -348,7 +275,7 @@ impl Foreground<'_> {
         {
             Wake::Stop(stop) => Ok(Event::Stop(stop)),
             Wake::Alarm => Ok(Event::Interrupted),
-            Wake::Ready => match self.console.write(&self.pending) {
+            Wake::Ready => match self.console.write(self.guest.pending()) {
                 Written::Bytes(bytes) => Ok(Event::Written { bytes }),
                 Written::Later => Ok(Event::Interrupted),
                 Written::Closed => Ok(Event::ConsoleClosed),

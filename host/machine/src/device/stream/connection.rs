@@ -50,6 +50,10 @@ pub(super) struct Connection {
     /// What the guest sent and the network did not take yet: at most the host's
     /// credit.
     kept: VecDeque<u8>,
+    /// What the guest before sent and the network did not take yet: it goes first.
+    unsent: VecDeque<u8>,
+    /// What came for the guest before and was not read: it goes first, too.
+    unread: VecDeque<u8>,
     /// Whether it is in the list of those that may have something to receive.
     pub(super) is_readable: bool,
     /// Whether there may be something to receive, and the guest had no room for it.
@@ -69,6 +73,8 @@ impl Connection {
             flow: Flow::default(),
             owed: Owed::default(),
             kept: VecDeque::new(),
+            unsent: VecDeque::new(),
+            unread: VecDeque::new(),
             is_readable: false,
             is_stalled: false,
             is_owing: false,
@@ -115,7 +121,35 @@ impl Connection {
     }
 
     pub(super) fn has_kept(&self) -> bool {
-        !self.kept.is_empty()
+        !(self.kept.is_empty() && self.unsent.is_empty())
+    }
+
+    /// The same connection as another guest had it.
+    pub(super) fn with_legacy(mut self, unread: Vec<u8>, unsent: Vec<u8>) -> Self {
+        self.unread = unread.into();
+        self.unsent = unsent.into();
+        self
+    }
+
+    /// Whether it can go on in another guest, as far as the host knows.
+    pub(super) fn is_movable(&self) -> bool {
+        self.phase == Phase::Open && self.flow.is_whole() && !self.owed.shutdown
+    }
+
+    /// What goes with it: bytes that were not read, and those that were not sent.
+    pub(super) fn into_legacy(self, mut unread: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
+        unread.extend(self.unread);
+        (unread, self.unsent.into_iter().chain(self.kept).collect())
+    }
+
+    /// Bytes that the guest before did not read, at most so many.
+    pub(super) fn take_unread(&mut self, most: u64) -> Vec<u8> {
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        self.unread.drain(..most.min(self.unread.len())).collect()
+    }
+
+    pub(super) fn has_unread(&self) -> bool {
+        !self.unread.is_empty()
     }
 
     pub(super) fn keep(&mut self, bytes: &[u8]) {
@@ -128,7 +162,16 @@ impl Connection {
     ///
     /// When the network is gone.
     pub(super) fn push(&mut self, id: StreamId, network: &mut dyn Network) -> io::Result<()> {
-        while self.has_kept() {
+        while !self.unsent.is_empty() {
+            let (first, _) = self.unsent.as_slices();
+            match network.send_bytes(id, first) {
+                Ok(0) => return Ok(()),
+                Ok(sent) => drop(self.unsent.drain(..sent.min(self.unsent.len()))),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+        while !self.kept.is_empty() {
             let (first, _) = self.kept.as_slices();
             match network.send_bytes(id, first) {
                 Ok(sent) => {
@@ -169,6 +212,8 @@ impl Connection {
         network.close(id, how);
         self.phase = Phase::Gone;
         self.kept = VecDeque::new();
+        self.unsent = VecDeque::new();
+        self.unread = VecDeque::new();
         self.owed = Owed {
             reset: Some(flags),
             ..Owed::default()

@@ -32,9 +32,10 @@ use super::ring::{self, Budget, Receiving, give_back};
 use super::user::UserMemory;
 use super::{Broken, Terms};
 use crate::memory::u64_of;
+use crate::upgrade::Resting;
 use connection::{Connection, Phase, Ports, ends, header};
 
-pub use network::{Close, Happening, Network, StreamId};
+pub use network::{Close, Happening, Moved, Network, StreamId};
 
 const QUEUE_SIZE: u16 = 256;
 
@@ -44,6 +45,10 @@ const _: () = assert!(HEADER_LEN == 44);
 /// Resets for connections that do not exist, which wait for a receive buffer. A guest
 /// that makes more of them than it reads gets no more.
 const STRAYS_MAX: usize = 64;
+
+/// Connections that the guest is asked for at a time: fewer than runtimes keep for who
+/// accepts slowly.
+const ASKED_MAX: usize = 64;
 
 /// The host's ports for connections from outside begin here.
 const FIRST_PORT: u32 = 1024;
@@ -60,6 +65,10 @@ pub struct Streams {
     /// Connections that have packets to tell the guest.
     owing: VecDeque<StreamId>,
     strays: VecDeque<Header>,
+    /// Connections that the guest is still to be asked for: it has enough to answer.
+    unasked: VecDeque<(StreamId, Connection)>,
+    /// How many it was asked for and has not answered.
+    asked: usize,
     buffers: Receiving,
     happened: Vec<Happening>,
     next_port: u32,
@@ -88,6 +97,8 @@ impl Streams {
             readable: VecDeque::new(),
             owing: VecDeque::new(),
             strays: VecDeque::new(),
+            unasked: VecDeque::new(),
+            asked: 0,
             buffers: Receiving::new(RECEIVE_MIN.into()),
             happened: Vec::new(),
             next_port: FIRST_PORT,
@@ -129,6 +140,28 @@ impl Streams {
                 .map_err(|broken| (QUEUE_RECEIVE, broken))?;
         }
         Ok(more)
+    }
+
+    /// Takes what the guest has sent and gives it nothing, whatever there is for it.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault, with the queue.
+    pub(super) fn transmit(
+        &mut self,
+        queues: &mut [Option<Queue>; QUEUES_MAX],
+        user: UserMemory<'_>,
+    ) -> Result<(), (u16, Broken)> {
+        let [_, transmit, ..] = queues;
+        let Some(queue) = transmit else {
+            return Ok(());
+        };
+        // As much as a queue holds.
+        let mut budget = Budget::LAST;
+        let packet = |chain: &_| Ok((0, self.packet(user, chain)?));
+        ring::drain(queue, user, &mut budget, packet)
+            .map(drop)
+            .map_err(|broken| (QUEUE_TRANSMIT, broken))
     }
 
     /// One packet of the guest's; returns the bytes that it carries.
@@ -178,7 +211,10 @@ impl Streams {
             (_, Phase::Gone) => {}
             (Some(Op::Response), Phase::Asked) if !connection.owed.request => {
                 connection.phase = Phase::Open;
+                self.asked = self.asked.saturating_sub(1);
                 self.may_be_readable(id);
+                self.push(id);
+                self.ask_more();
             }
             (Some(Op::Data), Phase::Open) if !connection.flow.guest_ended().send => {
                 self.data(id, user, chain, packet.len)?;
@@ -275,10 +311,7 @@ impl Streams {
             match it {
                 Happening::Incoming { id, port } => {
                     let ports = self.free_ports(port);
-                    let mut connection = Connection::new(ports, Phase::Asked);
-                    connection.owed.request = true;
-                    self.add(id, connection);
-                    self.owe(id);
+                    self.ask(id, Connection::new(ports, Phase::Asked));
                 }
                 Happening::Connected(id) => {
                     if let Some(connection) = self.connections.get_mut(&id)
@@ -294,6 +327,11 @@ impl Streams {
                     if let Some(connection) = self.connections.get_mut(&id) {
                         connection.ends |= ends;
                         self.may_be_readable(id);
+                    }
+                    // It is looked at when the guest has answered; but an end is told
+                    // once.
+                    for (_, unasked) in self.unasked.iter_mut().filter(|(it, _)| *it == id) {
+                        unasked.ends |= ends;
                     }
                 }
                 Happening::Writable(id) => {
@@ -366,6 +404,88 @@ impl Streams {
         Ok(None)
     }
 
+    /// Takes away connections at rest, those that are.
+    pub(super) fn give(&mut self, resting: Vec<Resting>) -> Vec<Moved> {
+        // Who arrived and was not seen yet goes as well, and nobody else arrives.
+        self.network.shut();
+        while self.look() {}
+        let mut moved = Vec::new();
+        for Resting {
+            host_port,
+            guest_port,
+            unread,
+        } in resting
+        {
+            let ports = Ports {
+                host: host_port,
+                guest: guest_port,
+            };
+            let known = self.by_ports.get(&ports).copied();
+            let movable = known.filter(|id| {
+                let connection = self.connections.get(id);
+                host_port != CONNECT_PORT && connection.is_some_and(Connection::is_movable)
+            });
+            if let Some(id) = movable {
+                moved.extend(self.uproot(id, unread));
+            }
+        }
+        // Those that the guest has not answered yet have nothing to rest from.
+        let asked = self.connections.iter();
+        let asked = asked.filter(|(_, it)| it.phase == Phase::Asked);
+        let asked: Vec<StreamId> = asked.map(|(id, _)| *id).collect();
+        for id in asked {
+            moved.extend(self.uproot(id, Vec::new()));
+        }
+        self.asked = 0;
+        for (id, connection) in std::mem::take(&mut self.unasked) {
+            moved.extend(uprooted(self.network.as_mut(), id, connection, Vec::new()));
+        }
+        moved
+    }
+
+    fn uproot(&mut self, id: StreamId, unread: Vec<u8>) -> Option<Moved> {
+        let connection = self.remove(id)?;
+        uprooted(self.network.as_mut(), id, connection, unread)
+    }
+
+    /// Has the guest asked for connections that another one had.
+    pub(super) fn take(&mut self, moved: Vec<Moved>) {
+        for Moved {
+            socket,
+            port,
+            unread,
+            unsent,
+        } in moved
+        {
+            // One that there is no room for is cut off, and counted so.
+            if let Some(id) = self.network.take(socket) {
+                let connection = Connection::new(self.free_ports(port), Phase::Asked);
+                self.ask(id, connection.with_legacy(unread, unsent));
+            }
+        }
+    }
+
+    /// Asks the guest whether it wants a connection, now or when it has answered
+    /// others: its runtime keeps a bounded number that nobody has accepted.
+    fn ask(&mut self, id: StreamId, mut connection: Connection) {
+        if self.asked >= ASKED_MAX {
+            self.unasked.push_back((id, connection));
+            return;
+        }
+        self.asked = self.asked.saturating_add(1);
+        connection.owed.request = true;
+        self.add(id, connection);
+        self.owe(id);
+    }
+
+    fn ask_more(&mut self) {
+        while self.asked < ASKED_MAX
+            && let Some((id, connection)) = self.unasked.pop_front()
+        {
+            self.ask(id, connection);
+        }
+    }
+
     /// Receives from one connection into a buffer.
     fn deliver(
         &mut self,
@@ -387,6 +507,17 @@ impl Streams {
             .min(u64::from(connection.flow.room()))
             .min(u64::from(PAYLOAD_MAX));
         let into = chain.writable(user, HEADER, room)?;
+        if connection.has_unread() {
+            let unread = connection.take_unread(room);
+            into.copy_in(&unread);
+            let count = u32::try_from(unread.len()).unwrap_or(u32::MAX);
+            connection.flow.sent(count);
+            let packet = connection.header(Op::Data, count, 0);
+            connection.is_readable = true;
+            self.readable.push_back(id);
+            write(chain, user, &packet)?;
+            return Ok(Some(u64::from(count)));
+        }
         match self.network.receive(id, &into) {
             Ok(0) => {
                 connection.owed.shutdown = true;
@@ -451,8 +582,13 @@ impl Streams {
     /// Lets the network's side go and tells the guest.
     fn give_up(&mut self, id: StreamId, how: Close, flags: u32) {
         if let Some(connection) = self.connections.get_mut(&id) {
+            let was_asked = connection.phase == Phase::Asked;
             connection.give_up(id, self.network.as_mut(), how, flags);
             self.owe(id);
+            if was_asked {
+                self.asked = self.asked.saturating_sub(1);
+                self.ask_more();
+            }
         }
     }
 
@@ -463,6 +599,7 @@ impl Streams {
         {
             self.network.close(id, how);
         }
+        self.ask_more();
     }
 
     fn add(&mut self, id: StreamId, connection: Connection) {
@@ -473,6 +610,9 @@ impl Streams {
     fn remove(&mut self, id: StreamId) -> Option<Connection> {
         let connection = self.connections.remove(&id)?;
         self.by_ports.remove(&connection.ports);
+        if connection.phase == Phase::Asked {
+            self.asked = self.asked.saturating_sub(1);
+        }
         Some(connection)
     }
 
@@ -502,6 +642,23 @@ impl Streams {
 fn write(chain: &Chain, user: UserMemory<'_>, packet: &Header) -> Result<(), Broken> {
     chain.writable(user, 0, HEADER)?.copy_in(packet.as_bytes());
     Ok(())
+}
+
+fn uprooted(
+    network: &mut dyn Network,
+    id: StreamId,
+    connection: Connection,
+    unread: Vec<u8>,
+) -> Option<Moved> {
+    let port = u16::try_from(connection.ports.guest).ok()?;
+    let socket = network.give(id)?;
+    let (unread, unsent) = connection.into_legacy(unread);
+    Some(Moved {
+        socket,
+        port,
+        unread,
+        unsent,
+    })
 }
 
 fn destination(it: Destination) -> Option<SocketAddr> {

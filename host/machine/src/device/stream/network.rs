@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use wharf_abi::stream::Refusal;
 
@@ -96,4 +96,26 @@ pub trait Network: fmt::Debug + Send {
 
     /// Forgets a connection.
     fn close(&mut self, id: StreamId, how: Close);
+
+    /// Nobody is to arrive any more.
+    fn shut(&mut self);
+
+    /// Lets go of a connection that goes on: of its socket.
+    fn give(&mut self, id: StreamId) -> Option<OwnedFd>;
+
+    /// Takes over a connection's socket; none when there is no room for it.
+    fn take(&mut self, socket: OwnedFd) -> Option<StreamId>;
+}
+
+/// A connection on its way from one guest to another.
+#[derive(Debug)]
+pub struct Moved {
+    /// Its socket.
+    pub socket: OwnedFd,
+    /// The guest's port.
+    pub port: u16,
+    /// What came and was not read yet.
+    pub unread: Vec<u8>,
+    /// What was sent and the network has not taken yet.
+    pub unsent: Vec<u8>,
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -14,10 +14,11 @@ use wharf_abi::stream::{
 use wharf_model::stream::HOST_CREDIT;
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{Close, Happening, Network, StreamId, Streams};
+use super::{Close, Happening, Moved, Network, StreamId, Streams};
 use crate::device::Broken;
 use crate::device::testing::{Guest, Plan};
 use crate::transfer::Buffers;
+use crate::upgrade::Resting;
 
 const PLAN: Plan = Plan {
     memory: 4 << 20,
@@ -41,6 +42,9 @@ struct Script {
     closed: Vec<(StreamId, Close)>,
     wanted: Vec<SocketAddr>,
     refuses: Option<Refusal>,
+    is_shut: bool,
+    gave: Vec<StreamId>,
+    taken: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -124,6 +128,22 @@ impl Network for Fake {
 
     fn close(&mut self, id: StreamId, how: Close) {
         self.edit(|it| it.closed.push((id, how)));
+    }
+
+    fn shut(&mut self) {
+        self.edit(|it| it.is_shut = true);
+    }
+
+    fn give(&mut self, id: StreamId) -> Option<OwnedFd> {
+        self.edit(|it| it.gave.push(id));
+        self.fd.as_fd().try_clone_to_owned().ok()
+    }
+
+    fn take(&mut self, _: OwnedFd) -> Option<StreamId> {
+        self.edit(|it| {
+            it.taken += 1;
+            Some(StreamId(2000 + it.taken))
+        })
     }
 }
 
@@ -283,6 +303,106 @@ fn bytes_go_both_ways_and_each_end_is_told() {
         assert_eq!(it.ended, [id]);
         assert_eq!(it.closed, [(id, Close::Orderly)]);
     });
+}
+
+#[test]
+fn a_connection_at_rest_goes_on_in_another_guest_with_all_its_bytes() {
+    let mut old = Driver::new();
+    let (id, ports) = old.connected();
+    // The client reads slowly: a part of the answer is still with the host.
+    old.network.edit(|it| it.takes = 3);
+    old.say(Op::Data, ports, 0, b"200 OK");
+    assert_eq!(old.serve(), []);
+    // Somebody else has just arrived.
+    old.happens(Happening::Incoming {
+        id: StreamId(8),
+        port: 81,
+    });
+    let resting = |host_port, guest_port| Resting {
+        host_port,
+        guest_port,
+        unread: b"GET /1".to_vec(),
+    };
+    let moved = old.streams.give(vec![
+        resting(ports.0, ports.1),
+        // What it does not have it cannot give, nor give twice.
+        resting(ports.0, ports.1),
+        resting(ports.0, 99),
+    ]);
+    let shape = |it: &Moved| (it.port, it.unread.clone(), it.unsent.clone());
+    let shapes: Vec<_> = moved.iter().map(shape).collect();
+    assert_eq!(
+        shapes,
+        [
+            (80, b"GET /1".to_vec(), b" OK".to_vec()),
+            (81, Vec::new(), Vec::new())
+        ]
+    );
+    old.network.edit(|it| {
+        assert!(it.is_shut);
+        assert_eq!(it.gave, [id, StreamId(8)]);
+        assert_eq!(it.closed, []);
+    });
+
+    let mut new = Driver::new();
+    new.offer(8);
+    new.network.edit(|it| it.takes = 1 << 20);
+    new.streams.take(moved);
+    let asked = new.serve();
+    let ops: Vec<_> = asked.iter().map(|it| (it.op, it.guest_port)).collect();
+    assert_eq!(ops, [(Op::Request, 80), (Op::Request, 81)]);
+    let ports = (asked[0].host_port, 80);
+    new.say(Op::Response, ports, 0, b"");
+    new.arrives(StreamId(2001), b"1", false);
+    let got: Vec<u8> = new.serve().into_iter().flat_map(|it| it.bytes).collect();
+    assert_eq!(got, b"GET /11");
+    new.say(Op::Data, ports, 0, b"!");
+    assert_eq!(new.serve(), []);
+    assert_eq!(new.network.edit(|it| it.took.clone()), b" OK!");
+}
+
+#[test]
+fn a_connection_of_which_one_end_has_gone_is_not_moved() {
+    let mut driver = Driver::new();
+    let (_, ports) = driver.connected();
+    driver.say(Op::Shutdown, ports, SHUTDOWN_SEND, b"");
+    assert_eq!(driver.serve(), []);
+    let resting = Resting {
+        host_port: ports.0,
+        guest_port: ports.1,
+        unread: Vec::new(),
+    };
+    assert_eq!(driver.streams.give(vec![resting]).len(), 0);
+}
+
+#[test]
+fn a_guest_is_asked_for_a_bounded_number_of_connections_at_a_time() {
+    let mut driver = Driver::new();
+    for id in 1..=100 {
+        driver.happens(Happening::Incoming {
+            id: StreamId(id),
+            port: 80,
+        });
+    }
+    let mut asked: Vec<Got> = Vec::new();
+    for round in 0.. {
+        driver.offer(8);
+        let got = driver.serve();
+        if got.is_empty() {
+            break;
+        }
+        assert!(round < 8, "more than it can keep");
+        asked.extend(got);
+    }
+    assert_eq!(asked.len(), 64);
+    // An answer, a refusal and a client that has gone each make room for one.
+    driver.offer(8);
+    driver.say(Op::Response, (asked[0].host_port, 80), 0, b"");
+    driver.say(Op::Reset, (asked[1].host_port, 80), 0, b"");
+    driver.happens(Happening::Failed(StreamId(3), Refusal::Refused));
+    let ops: Vec<Op> = driver.serve().into_iter().map(|it| it.op).collect();
+    let requests = ops.iter().filter(|op| **op == Op::Request).count();
+    assert_eq!((requests, ops.len()), (3, 4), "{ops:?}");
 }
 
 #[test]

@@ -5,25 +5,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use wharf_abi::hypercall::FOREVER;
-use wharf_abi::{Answer, Interest};
+use wharf_abi::Answer;
+use wharf_machine::Machine;
 use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
-use wharf_machine::{Call, Exit, Fault, Machine, Report};
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::{Answer as Verdict, AttachVerdict, Question, SlotName};
 use wharf_model::{Action, Event, Outcome, Stop, Task};
 use wharf_policy::Slots;
 
 use super::kick::Kicks;
+use super::upgrade::Role;
 use super::{Birth, ToWorker};
 use crate::cell::console::ConsoleRing;
 use crate::cell::logger::LogTarget;
 use crate::cell::meters::{self, Activity, Meters};
 use crate::cell::{Shared, TaskSpec};
+use crate::device::Block;
 use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::guest::GuestRun;
 use crate::headroom;
-use crate::net::{Guest, NetError, Sockets};
+use crate::net::{Guest, NetError, Share, Sockets};
 
 /// How long a guest that writes more than its log file takes is kept waiting.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
@@ -40,18 +42,15 @@ pub(in crate::cell) struct Live {
     /// Whether it waits.
     pub(super) is_parked: bool,
     spec: Arc<TaskSpec>,
-    image: Image,
-    machine: Machine,
-    task: Task,
+    guest: GuestRun,
     /// What is to be done first at the next turn.
     next: Action,
-    pending: Vec<u8>,
-    /// Whether a device has work that the guest did not ask for.
-    backlog: bool,
     console: Arc<ConsoleRing>,
     log: Option<Arc<LogTarget>>,
     meters: Arc<Meters>,
-    report: Option<String>,
+    share: Arc<Share>,
+    /// What becomes of it in an upgrade, while it is in one.
+    pub(super) role: Option<Role>,
 }
 
 /// The limits of a turn.
@@ -76,19 +75,26 @@ pub(super) enum Left {
 
 impl Live {
     /// Reads the image and makes the guest; the error says why not, in one line.
-    pub(super) fn boot(shared: &Shared, birth: Birth) -> Result<Self, String> {
+    /// One that is to take the place of `old` has the same disks, and is not begun.
+    pub(super) fn boot(shared: &Shared, birth: Birth, old: Option<&Self>) -> Result<Self, String> {
         let Birth {
             key,
             task: place,
             joins,
             spec,
+            image,
             console,
             meters,
+            share,
             log,
+            heir_of,
         } = birth;
         meters.set_activity(Activity::Ready);
         let line = |e: &dyn std::error::Error| crate::text::one_line(e);
-        let image = Image::open(&spec.image).map_err(|e| line(&e))?;
+        let image = match image {
+            Some(image) => image,
+            None => Arc::new(Image::open(&spec.image).map_err(|e| line(&e))?),
+        };
         let guest = Guest {
             task: place,
             joins,
@@ -97,13 +103,16 @@ impl Live {
         };
         let network = || -> Result<Box<dyn Network>, NetError> {
             let (board, traffic) = (Arc::clone(&shared.board), Arc::clone(meters.traffic()));
-            Ok(Box::new(Sockets::new(board, guest, traffic)?))
+            let share = Arc::clone(&share);
+            Ok(Box::new(Sockets::new(board, guest, traffic, share)?))
         };
         let wire = |device| -> Result<Box<dyn Wire>, NetError> {
             Ok(Box::new(shared.switch.plug(guest.replica, device)?))
         };
+        let legacy = |block: &Block| old?.guest.machine.share_disk(&block.device);
         let supply = Supply {
             blocks: &spec.blocks,
+            legacy: &legacy,
             publish: &spec.publish,
             network: &network,
             wire: &wire,
@@ -113,28 +122,40 @@ impl Live {
             route(&shared.slots, &spec.name, guest, &image, &supply).map_err(|e| line(&e))?;
         let mut boot = spec.boot.clone();
         boot.generation = key.generation;
+        boot.is_heir = heir_of.is_some();
         let machine =
             Machine::boot(&shared.hypervisor, &image, &boot, backends).map_err(|e| line(&e))?;
         // Asked last: what is not left then was this guest's.
         headroom::check().map_err(|e| line(&e))?;
-        let mut task = Task::new(None).with_grace(spec.grace);
-        let next = task.handle(now(&machine), Event::Start);
+        let task = Task::new(None).with_grace(spec.grace);
+        let mut guest = GuestRun::new(machine, image, task);
+        let next = guest.handle(Event::Start);
         Ok(Self {
             key,
             sleeps_until: None,
             is_parked: false,
             spec,
-            image,
-            machine,
-            task,
+            guest,
             next,
-            pending: Vec::new(),
-            backlog: false,
             console,
             log,
             meters,
-            report: None,
+            share,
+            role: heir_of.is_some().then_some(Role::Heir { is_ready: false }),
         })
+    }
+
+    pub(super) const fn guest(&mut self) -> &mut GuestRun {
+        &mut self.guest
+    }
+
+    pub(super) const fn image(&self) -> &Arc<Image> {
+        self.guest.image()
+    }
+
+    /// Says which part of its replica's new connections it gets.
+    pub(super) fn set_share(&self, percent: u32) {
+        self.share.set(percent);
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -145,34 +166,43 @@ impl Live {
         self.meters.set_activity(Activity::Ready);
     }
 
+    pub(super) fn rests(&self, activity: Activity) {
+        self.meters.set_activity(activity);
+    }
+
     /// What becomes readable when its devices have something to do.
     pub(super) fn device_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.machine.device_fds()
+        self.guest.machine.device_fds()
     }
 
     /// Has the devices looked at, at the next turn.
     pub(super) const fn has_news(&mut self) {
-        self.backlog = true;
+        self.guest.has_news();
     }
 
     /// Lets go of its files, for whoever comes after it.
     pub(super) fn release_devices(&mut self) {
-        self.machine.release_devices();
+        self.guest.machine.release_devices();
     }
 
     /// The fault report, of a guest that faulted.
     pub(super) fn report(&self) -> Option<String> {
-        self.report.clone()
+        self.guest.report().map(str::to_owned)
     }
 
     /// Passes on that somebody wants it to end.
     pub(super) fn tell(&mut self, stop: Stop) {
+        self.hear(Event::Stop(stop));
+    }
+
+    /// Takes in what comes from outside, between two turns.
+    pub(super) fn hear(&mut self, event: Event) {
         let pending = match self.next {
             // An answer that the guest has not got yet must not be lost.
             Action::Enter(answer) => answer,
             _ => None,
         };
-        self.next = match self.task.handle(now(&self.machine), Event::Stop(stop)) {
+        self.next = match self.guest.handle(event) {
             Action::Enter(answer) => Action::Enter(answer.or(pending)),
             other => other,
         };
@@ -186,12 +216,12 @@ impl Live {
         self.set_alarm(kicks, start, ends, turn.sleeper);
         // A park or write that ended is looked at again; an answer is not.
         if !matches!(self.next, Action::Enter(_) | Action::End(_)) {
-            let event = if self.backlog {
-                self.look_again()
+            let event = if self.guest.has_backlog() {
+                self.guest.look_again()
             } else {
                 Event::Interrupted
             };
-            self.next = self.task.handle(now(&self.machine), event);
+            self.next = self.guest.handle(event);
         }
         let mut used = Duration::ZERO;
         loop {
@@ -202,7 +232,7 @@ impl Live {
                         None => return (Left::Ready, used),
                     };
                     used = used.saturating_add(time);
-                    self.next = self.task.handle(now(&self.machine), event);
+                    self.next = self.guest.handle(event);
                     let over = ends.is_some_and(|ends| Instant::now() >= ends);
                     let interrupted = event == Event::Interrupted;
                     if matches!(self.next, Action::Enter(_)) && (over || interrupted) {
@@ -210,7 +240,7 @@ impl Live {
                     }
                 }
                 // A device that was left with work is a reason to have another turn.
-                Action::Park { .. } if self.backlog => return (Left::Ready, used),
+                Action::Park { .. } if self.guest.has_backlog() => return (Left::Ready, used),
                 Action::Park { until } => {
                     self.meters.set_activity(Activity::Waiting);
                     return (Left::Parked(until.map(|until| self.host_time(until))), used);
@@ -220,10 +250,8 @@ impl Live {
                         let until = Instant::now().checked_add(LOG_PAUSE);
                         return (Left::Parked(until), used);
                     }
-                    let bytes = self.pending.len().try_into().unwrap_or(u64::MAX);
-                    self.next = self
-                        .task
-                        .handle(now(&self.machine), Event::Written { bytes });
+                    let bytes = self.guest.pending().len().try_into().unwrap_or(u64::MAX);
+                    self.next = self.guest.handle(Event::Written { bytes });
                 }
                 Action::End(outcome) => return (Left::Ended(outcome), used),
             }
@@ -244,92 +272,33 @@ impl Live {
             return None;
         }
         let start = meters::thread_time();
-        let exit = self.machine.enter(answer);
+        let exit = self.guest.enter(answer);
         kicks.back();
         let event = match exit {
-            Ok(exit) => self.take(kicks, exit),
+            Ok(exit) => self.guest.take(exit),
             Err(e) => {
-                self.report = Some(format!(
-                    "the host could not run it: {}",
-                    crate::text::one_line(&e)
-                ));
-                Event::Fault
+                let reason = crate::text::one_line(&e);
+                self.guest
+                    .give_up(format!("the host could not run it: {reason}"))
             }
         };
+        if event == Event::Interrupted {
+            kicks.drain();
+        }
         // What the host did for it, such as moving its bytes, is its own time too.
         let time = meters::thread_time().saturating_sub(start);
         self.meters.ran(time);
         Some((event, time))
     }
 
-    fn take(&mut self, kicks: &Kicks, exit: Exit) -> Event {
-        match exit {
-            Exit::Call(Call::Exit { status }) => Event::Exit { status },
-            Exit::Call(Call::Wait {
-                deadline_ns,
-                interest,
-            }) => {
-                let deadline =
-                    (deadline_ns != FOREVER).then(|| wharf_model::Instant::from_nanos(deadline_ns));
-                match self.serve() {
-                    Ok(ready) => Event::Wait {
-                        deadline,
-                        interest,
-                        ready,
-                    },
-                    Err(fault) => self.fault(&fault),
-                }
-            }
-            Exit::Call(Call::Kick { target }) => match self.machine.kick(target) {
-                Ok(answer) => Event::Kick { answer },
-                Err(fault) => self.fault(&fault),
-            },
-            Exit::Call(Call::ConsoleWrite(slice)) => match self.machine.read_user(slice) {
-                Ok(bytes) => {
-                    self.pending = bytes;
-                    Event::ConsoleWrite
-                }
-                Err(fault) => self.fault(&fault),
-            },
-            Exit::Interrupted => {
-                kicks.drain();
-                Event::Interrupted
-            }
-            Exit::Fault(fault) => self.fault(&fault),
-        }
-    }
-
-    /// Looks at the devices, and says which have something for the guest.
-    fn serve(&mut self) -> Result<Interest, Box<Fault>> {
-        if !self.machine.has_devices() {
-            return Ok(Interest::NONE);
-        }
-        let served = self.machine.serve()?;
-        self.backlog = served.more;
-        Ok(served.ready)
-    }
-
-    /// Goes on with the devices of a guest that waits.
-    fn look_again(&mut self) -> Event {
-        match self.serve() {
-            Ok(ready) => Event::Devices { ready },
-            Err(fault) => self.fault(&fault),
-        }
-    }
-
-    fn fault(&mut self, fault: &Fault) -> Event {
-        self.report = Some(Report::new(fault, &self.machine, &self.image).to_string());
-        Event::Fault
-    }
-
     /// Writes what the guest wants written; false when the log file is behind.
     fn write(&self) -> bool {
         if let Some(log) = &self.log
-            && !log.append(&self.pending)
+            && !log.append(self.guest.pending())
         {
             return false;
         }
-        self.console.append(&self.pending);
+        self.console.append(self.guest.pending());
         true
     }
 
@@ -342,7 +311,7 @@ impl Live {
         ends: Option<Instant>,
         sleeper: Option<Instant>,
     ) {
-        let own = self.task.alarm().map(|at| self.host_time(at));
+        let own = self.guest.task().alarm().map(|at| self.host_time(at));
         let meters = start.checked_add(METER_PERIOD);
         if let Some(first) = [ends, sleeper, own, meters].into_iter().flatten().min() {
             kicks.set_alarm(first.saturating_duration_since(start));
@@ -353,7 +322,7 @@ impl Live {
     /// apart a little; who wakes early looks at the guest's and sleeps on.
     fn host_time(&self, at: wharf_model::Instant) -> Instant {
         let host = Instant::now();
-        let left = at.since(now(&self.machine));
+        let left = at.since(self.guest.now());
         host.checked_add(left)
             .unwrap_or_else(|| host.checked_add(FAR).unwrap_or(host))
     }
@@ -386,7 +355,3 @@ fn route(
 
 /// What an absurd deadline is taken for; it is looked at again then.
 const FAR: Duration = Duration::from_secs(365 * 86_400);
-
-fn now(machine: &Machine) -> wharf_model::Instant {
-    wharf_model::Instant::from_nanos(machine.monotonic_ns())
-}

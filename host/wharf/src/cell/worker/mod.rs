@@ -18,6 +18,7 @@
 mod kick;
 mod live;
 mod scheduler;
+mod upgrade;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use wharf_machine::image::Image;
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::SliceEnd;
 use wharf_model::schedule::SLICE;
@@ -35,12 +37,15 @@ use super::console::ConsoleRing;
 use super::logger::LogTarget;
 use super::meters::Meters;
 use super::{CellError, Shared, TaskSpec};
+use crate::net::Share;
 
 pub(super) use kick::Kicker;
 use kick::Kicks;
 pub(super) use live::Live;
 use live::{Left, Turn};
 use scheduler::Scheduler;
+use upgrade::Role;
+pub(super) use upgrade::{Cut, Handed};
 use watch::{Patience, Watch};
 
 /// How often a crowded worker says so: moving a guest is cheap, but going back
@@ -57,6 +62,19 @@ pub(super) enum ToWorker {
     Stop(TaskKey),
     /// End a guest at once.
     Kill(TaskKey),
+    /// Ask a guest to hand over.
+    HandOver(TaskKey),
+    /// Begin a guest that was made to inherit, with this state.
+    Begin(TaskKey, Vec<u8>),
+    /// Have a guest go on that was asked to hand over.
+    Resume(TaskKey),
+    /// Put the later life of a replica in the place of the earlier.
+    CutOver {
+        /// The earlier.
+        old: TaskKey,
+        /// The later.
+        new: TaskKey,
+    },
     /// Give a ready guest to another worker.
     Donate(usize, Mailbox),
     /// End everything and return.
@@ -65,14 +83,20 @@ pub(super) enum ToWorker {
 
 /// What a worker tells its supervisor.
 pub(super) enum FromWorker {
-    /// A guest was made, which took so long.
-    Booted(TaskKey, Duration),
+    /// A guest was made.
+    Booted(TaskKey, Made),
     /// It could not be, for this reason.
     BootFailed(TaskKey, String),
     /// A guest has ended; a fault comes with its report.
     Ended(TaskKey, Outcome, Option<String>),
     /// A guest has gone to this worker.
     Gave(TaskKey, usize),
+    /// A guest was asked to hand over, and this came of it.
+    HandedOver(TaskKey, Handed),
+    /// A guest that is to take another's place serves.
+    Ready(TaskKey),
+    /// It has; or it cannot, and nothing has changed.
+    CutOver(TaskKey, Result<Cut, String>),
     /// Nothing is ready here.
     Idle(usize),
     /// More is ready here than this worker gets to.
@@ -89,9 +113,24 @@ pub(super) struct Birth {
     /// The same of the task whose ports lead to this one as well.
     pub(super) joins: Option<usize>,
     pub(super) spec: Arc<TaskSpec>,
+    /// What is to run, when that is not what is in the file now.
+    pub(super) image: Option<Arc<Image>>,
     pub(super) console: Arc<ConsoleRing>,
     pub(super) meters: Arc<Meters>,
+    pub(super) share: Arc<Share>,
     pub(super) log: Option<Arc<LogTarget>>,
+    /// The life whose place it is to take. It is made, but not begun.
+    pub(super) heir_of: Option<TaskKey>,
+}
+
+/// A guest that was made.
+pub(super) struct Made {
+    /// How long that took.
+    pub(super) took: Duration,
+    /// Where.
+    pub(super) worker: usize,
+    /// Of what.
+    pub(super) image: Arc<Image>,
 }
 
 /// A way to reach a worker, wherever it is.
@@ -170,6 +209,8 @@ struct Worker {
     /// Where guests went that were here: what is said to them still comes here
     /// until the supervisor has heard. One entry a replica, of its last life here.
     gone: BTreeMap<usize, (TaskKey, Mailbox)>,
+    /// Guests that are over and whose machines are still to be closed.
+    dead: Vec<Live>,
     said_idle: bool,
     said_crowded: Instant,
 }
@@ -194,6 +235,7 @@ impl Worker {
             queue: Scheduler::new(index, slots),
             sleepers: BTreeSet::new(),
             gone: BTreeMap::new(),
+            dead: Vec::new(),
             said_idle: false,
             said_crowded: Instant::now(),
         }
@@ -211,7 +253,10 @@ impl Worker {
                 self.look(Patience::None);
             }
             match self.queue.next() {
-                Some((key, slice)) => self.run_one(key, slice),
+                Some((key, slice)) => {
+                    self.run_one(key, slice);
+                    self.dead.clear();
+                }
                 None => self.sleep(),
             }
         }
@@ -232,6 +277,10 @@ impl Worker {
                 self.end(key, Outcome::Stopped(Stop::Terminate));
             }
             ToWorker::Kill(key) => self.forward(key, ToWorker::Kill(key)),
+            ToWorker::HandOver(key) => self.ask_hand_over(key),
+            ToWorker::Begin(key, state) => self.begin(key, &state),
+            ToWorker::Resume(key) => self.resume(key),
+            ToWorker::CutOver { old, new } => self.cut_over(old, new),
             ToWorker::Donate(to, mailbox) => self.donate(to, &mailbox),
             ToWorker::Quit => return std::ops::ControlFlow::Break(()),
         }
@@ -239,11 +288,30 @@ impl Worker {
     }
 
     fn boot(&mut self, birth: Birth) {
-        let (key, start) = (birth.key, Instant::now());
-        match Live::boot(&self.shared, birth) {
+        let (key, heir_of, start) = (birth.key, birth.heir_of, Instant::now());
+        let old = heir_of.and_then(|old| self.guests.get(&old));
+        if let Some(old) = heir_of.filter(|_| old.is_none()) {
+            self.forward(old, ToWorker::Boot(Box::new(birth)));
+            return;
+        }
+        match Live::boot(&self.shared, birth, old) {
             Ok(live) => {
-                self.take_in(live);
-                self.tell(FromWorker::Booted(key, start.elapsed()));
+                let made = Made {
+                    took: start.elapsed(),
+                    worker: self.index,
+                    image: Arc::clone(live.image()),
+                };
+                match heir_of {
+                    // From now on neither leaves this worker.
+                    Some(old) => {
+                        if let Some(old) = self.guests.get_mut(&old) {
+                            old.role = Some(Role::Old { handed: None });
+                        }
+                        self.hold(live);
+                    }
+                    None => self.take_in(live),
+                }
+                self.tell(FromWorker::Booted(key, made));
             }
             Err(reason) => self.tell(FromWorker::BootFailed(key, reason)),
         }
@@ -330,16 +398,12 @@ impl Worker {
             }
             Left::Ended(outcome) => self.end(key, outcome),
         }
+        self.report_role(key);
     }
 
     /// Forgets a guest and tells how it ended.
     fn end(&mut self, key: TaskKey, outcome: Outcome) {
-        if let Some(mut live) = self.guests.remove(&key) {
-            self.queue.remove(key);
-            self.watch.remove(key, live.device_fds());
-            if let Some(until) = live.sleeps_until {
-                self.sleepers.remove(&(until, key));
-            }
+        if let Some(mut live) = self.remove(key) {
             let report = live.report();
             // Closing the VM takes a while, which a new generation need not wait for;
             // what it has to wait for are the files.
@@ -349,16 +413,27 @@ impl Worker {
         }
     }
 
+    /// Forgets a guest.
+    fn remove(&mut self, key: TaskKey) -> Option<Live> {
+        let live = self.guests.remove(&key)?;
+        self.queue.remove(key);
+        self.watch.remove(key, live.device_fds());
+        if let Some(until) = live.sleeps_until {
+            self.sleepers.remove(&(until, key));
+        }
+        Some(live)
+    }
+
     /// Gives away the ready guest that would run last here.
     fn donate(&mut self, to: usize, mailbox: &Mailbox) {
         if to == self.index {
             return;
         }
         if let Some(key) = self.queue.last()
-            && let Some(live) = self.guests.remove(&key)
+            // Who is in an upgrade stays until that is over.
+            && self.guests.get(&key).is_some_and(|it| it.role.is_none())
+            && let Some(live) = self.remove(key)
         {
-            self.queue.remove(key);
-            self.watch.remove(key, live.device_fds());
             // Sent before it is told: whatever the supervisor then says to the
             // other worker arrives behind the guest.
             mailbox.send(ToWorker::Adopt(Box::new(live)));

@@ -9,7 +9,7 @@ use wharf_model::cell::TaskKey;
 /// Guests that are told of at a stretch; the others are told of the next time.
 const AT_ONCE: usize = 64;
 
-/// The number of the worker's signals among those of replicas.
+/// The number of the worker's signals among those of guests.
 const SIGNALS: u64 = u64::MAX;
 
 /// How long a look may take.
@@ -25,8 +25,9 @@ pub(super) enum Patience {
 #[derive(Debug)]
 pub(super) struct Watch {
     epoll: Epoll,
-    /// By number of the replica, of which one life is here at a time.
+    /// By a number that is never used again.
     guests: BTreeMap<u64, TaskKey>,
+    last: u64,
 }
 
 impl Watch {
@@ -36,6 +37,7 @@ impl Watch {
         Ok(Self {
             epoll,
             guests: BTreeMap::new(),
+            last: 0,
         })
     }
 
@@ -51,7 +53,8 @@ impl Watch {
 
     /// Watches the devices of a guest.
     pub(super) fn add<'a>(&mut self, key: TaskKey, fds: impl Iterator<Item = BorrowedFd<'a>>) {
-        let number = number(key);
+        self.last = self.last.saturating_add(1);
+        let number = self.last;
         for fd in fds {
             let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
             match self.epoll.add(fd, event) {
@@ -69,7 +72,7 @@ impl Watch {
             // One that could not be added is not there.
             let _ = self.epoll.delete(fd);
         }
-        self.guests.remove(&number(key));
+        self.guests.retain(|_, it| *it != key);
     }
 
     /// The guests whose devices have something to do.
@@ -92,8 +95,4 @@ impl Watch {
             .filter_map(|event| self.guests.get(&event.data()).copied())
             .collect()
     }
-}
-
-fn number(key: TaskKey) -> u64 {
-    u64::try_from(key.replica).unwrap_or(SIGNALS)
 }

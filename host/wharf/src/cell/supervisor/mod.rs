@@ -1,23 +1,32 @@
 //! The thread that owns the model: it turns what workers, signals and the control
 //! socket say into events, and actions into messages to workers.
 
+mod upgrade;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, after, never, select_biased, unbounded};
+use wharf_machine::image::Image;
 use wharf_model::cell::{Action, Cell as Model, Event as Fact, Replica, State, TaskKey};
+use wharf_model::upgrade::Event as Upgrading;
 use wharf_model::{Outcome, Stop};
 
+use super::asker::{Asker, Said};
 use super::console::{ConsoleRing, Consoles};
 use super::events::EventLog;
 use super::logger::{LogTarget, Logger};
 use super::meters::Meters;
-use super::protocol::{Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus};
+use super::protocol::{
+    Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus, UpgradeStatus,
+};
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
 use super::{CellConfig, CellError, Request, Shared, TaskSpec};
-use crate::net::Acceptor;
+use crate::net::{Acceptor, Share};
+use upgrade::{Ongoing, Rollout, Running};
 
 /// Starts workers, supervisor and tasks; the thread ends when the cell does, having
 /// said so in `over`. Returns also where the guests write.
@@ -37,18 +46,25 @@ pub(super) fn start(
     let members = members(config.tasks)?;
     let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
     let consoles = Consoles::new(members.iter().map(Member::console));
+    let (asker, said) = Asker::start(Arc::clone(&shared.slots))?;
     let supervisor = Supervisor {
         start: Instant::now(),
         model: Model::new(workers.0.len(), &replicas),
         members,
         workers,
         events,
+        shared: shared.clone(),
+        rollouts: Vec::new(),
+        past_rollouts: VecDeque::new(),
+        last_rollout: 0,
+        ongoing: Vec::new(),
+        asker,
         _outbox: outbox,
     };
     let thread = std::thread::Builder::new()
         .name("supervisor".to_owned())
         .spawn(move || {
-            supervisor.run(&requests, &reports);
+            supervisor.run(&requests, &reports, &said);
             // Ports are free again before anybody hears that all is over.
             drop(acceptor);
             over.store(true, Ordering::Release);
@@ -66,8 +82,15 @@ struct Member {
     spec: Arc<TaskSpec>,
     console: Arc<ConsoleRing>,
     meters: Arc<Meters>,
+    share: Arc<Share>,
     log: Option<Arc<LogTarget>>,
     reason: Option<String>,
+    /// What it runs, or ran last.
+    image: Option<Arc<Image>>,
+    /// What it is started again with, when that is not what is in the file then.
+    pinned: Option<Arc<Image>>,
+    /// What it ran before the last upgrade.
+    previous: Option<Running>,
 }
 
 impl Member {
@@ -108,8 +131,12 @@ fn members(tasks: Vec<TaskSpec>) -> Result<Vec<Member>, CellError> {
                 spec: Arc::clone(&spec),
                 console: Arc::default(),
                 meters: Arc::default(),
+                share: Arc::default(),
                 log: None,
                 reason: None,
+                image: None,
+                pinned: None,
+                previous: None,
             });
         }
     }
@@ -126,6 +153,13 @@ struct Supervisor {
     members: Vec<Member>,
     workers: Workers,
     events: Arc<EventLog>,
+    shared: Shared,
+    rollouts: Vec<Rollout>,
+    /// The last of those that are over.
+    past_rollouts: VecDeque<UpgradeStatus>,
+    last_rollout: u64,
+    ongoing: Vec<Ongoing>,
+    asker: Asker,
     /// Keeps the channel open, so that its end never has to be told from quiet.
     _outbox: Sender<FromWorker>,
 }
@@ -154,12 +188,18 @@ enum Going {
 }
 
 impl Supervisor {
-    fn run(mut self, requests: &Receiver<Request>, reports: &Receiver<FromWorker>) {
+    fn run(
+        mut self,
+        requests: &Receiver<Request>,
+        reports: &Receiver<FromWorker>,
+        said: &Receiver<Said>,
+    ) {
         self.events
             .add(None, 0, EventKind::Up, "the cell serves".to_owned());
         let mut going = self.tell(Fact::Start);
         while going == Going::On {
-            let tick = match self.model.alarm() {
+            let upgrades = self.ongoing.iter().filter_map(Ongoing::alarm);
+            let tick = match self.model.alarm().into_iter().chain(upgrades).min() {
                 Some(at) => after(at.since(self.now())),
                 None => never(),
             };
@@ -178,7 +218,14 @@ impl Supervisor {
                     // Nobody can ask any more, nor end the cell: it ends.
                     Err(_) => self.tell(Fact::Down),
                 },
-                recv(tick) -> _ => self.tell(Fact::Tick),
+                recv(said) -> said => match said {
+                    Ok(said) => self.hear_asker(said),
+                    Err(_) => Going::Over,
+                },
+                recv(tick) -> _ => match self.tell(Fact::Tick) {
+                    Going::On => self.tick_upgrades(),
+                    Going::Over => Going::Over,
+                },
             };
         }
         drop(self.workers);
@@ -194,12 +241,22 @@ impl Supervisor {
     /// Takes in what a worker says.
     fn hear(&mut self, report: FromWorker) -> Going {
         match report {
-            FromWorker::Booted(key, took) => {
-                let detail = format!("in {} us", took.as_micros());
+            FromWorker::Booted(key, made) => {
+                if let Some(heir) = self.heir(key) {
+                    self.heir_is_at(heir, made.worker);
+                    return self.drive(heir, Upgrading::Booted);
+                }
+                if let Some(member) = self.members.get_mut(key.replica) {
+                    member.image = Some(made.image);
+                }
+                let detail = format!("in {} us", made.took.as_micros());
                 self.record(key, EventKind::Started, detail);
                 self.tell(Fact::Booted(key))
             }
             FromWorker::BootFailed(key, reason) => {
+                if let Some(heir) = self.heir(key) {
+                    return self.drive(heir, Upgrading::BootFailed(reason));
+                }
                 self.record(key, EventKind::StartFailed, reason);
                 self.tell(Fact::BootFailed(key))
             }
@@ -211,9 +268,26 @@ impl Supervisor {
                     Outcome::Faulted => (EventKind::Faulted, report.unwrap_or_default()),
                     Outcome::Stopped(stop) => (EventKind::Stopped, stop_reason(stop)),
                 };
+                // Of a life that is beside the present one, nothing is the replica's.
+                if self.model.key(key.replica) != key {
+                    self.events.add(
+                        self.members.get(key.replica).map(Member::name),
+                        key.generation,
+                        kind,
+                        detail,
+                    );
+                    return self.version_ended(key, outcome);
+                }
                 self.record(key, kind, detail);
-                self.tell(Fact::Ended(key, outcome))
+                let going = self.tell(Fact::Ended(key, outcome));
+                if self.heir_of(key).is_some() {
+                    self.version_ended(key, outcome);
+                }
+                going
             }
+            FromWorker::HandedOver(key, handed) => self.handed_over(key, handed),
+            FromWorker::Ready(key) => self.drive(key, Upgrading::Ready),
+            FromWorker::CutOver(key, cut) => self.cut_over(key, cut),
             FromWorker::Gave(key, to) => {
                 self.record(key, EventKind::Moved, format!("to worker {to}"));
                 self.tell(Fact::Moved(key, to))
@@ -231,9 +305,27 @@ impl Supervisor {
     fn obey(&mut self, command: Command) -> (Reply, Going) {
         match command {
             Command::Tasks => (Reply::Tasks(self.statuses()), Going::On),
-            Command::Stop(selector) => self.each(selector, Fact::Stop),
-            Command::Restart(selector) => self.each(selector, Fact::Restart),
-            Command::Down => (Reply::Begun, self.tell(Fact::Down)),
+            Command::Stop(selector) => {
+                self.cancel_upgrades(&self.find(&selector), "the task was stopped meanwhile");
+                self.each(selector, Fact::Stop)
+            }
+            Command::Restart(selector) => {
+                self.cancel_upgrades(&self.find(&selector), "the task was restarted meanwhile");
+                for replica in self.find(&selector) {
+                    if let Some(member) = self.members.get_mut(replica) {
+                        member.pinned = None;
+                    }
+                }
+                self.each(selector, Fact::Restart)
+            }
+            Command::Upgrade { selector, image } => (self.upgrade(selector, &image), Going::On),
+            Command::Rollback(selector) => (self.roll_back(selector), Going::On),
+            Command::Upgrades => (Reply::Upgrades(self.upgrades()), Going::On),
+            Command::Down => {
+                let all: Vec<usize> = (0..self.members.len()).collect();
+                self.cancel_upgrades(&all, "the host ends");
+                (Reply::Begun, self.tell(Fact::Down))
+            }
         }
     }
 
@@ -292,8 +384,11 @@ impl Supervisor {
                 joins: member.joins,
                 spec: Arc::clone(&member.spec),
                 console: Arc::clone(&member.console),
+                image: member.pinned.clone(),
                 meters: Arc::clone(&member.meters),
+                share: Arc::clone(&member.share),
                 log: member.log.clone(),
+                heir_of: None,
             };
             self.send(worker, ToWorker::Boot(Box::new(birth)));
         }
@@ -354,11 +449,18 @@ impl Supervisor {
                 restarts: self.model.restarts(replica),
                 exit_status: outcome.map(Outcome::exit_status),
                 weight: member.spec.weight,
+                share: member.share.get(),
+                beside: None,
                 worker: worker.and_then(|worker| worker.try_into().ok()),
                 reason: member.reason.clone(),
             }
         };
-        self.members.iter().enumerate().map(status).collect()
+        let members = self.members.iter().enumerate();
+        members
+            .flat_map(|(replica, member)| {
+                std::iter::once(status((replica, member))).chain(self.beside(replica))
+            })
+            .collect()
     }
 }
 

@@ -1,0 +1,170 @@
+//! The thread that does for upgrades what takes time: it reads images and asks the
+//! upgrader, whose answer the supervisor must not wait for.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use sha2::{Digest, Sha256};
+use wharf_machine::image::Image;
+use wharf_model::policy::{Answer, Question, SlotName};
+use wharf_policy::Slots;
+
+use super::{CellError, TaskSpec};
+use crate::device::attach;
+use crate::text::one_line;
+
+/// What it is to do, for the upgrade of this number.
+pub(super) enum Job {
+    /// Read the image that is to run, and see whether it can.
+    Prepare {
+        id: u64,
+        /// What is to run.
+        spec: Arc<TaskSpec>,
+        /// The image, when it is not what is in the file now.
+        image: Option<Arc<Image>>,
+        /// What runs, in each replica.
+        running: Vec<Arc<Image>>,
+    },
+    /// Ask the upgrader.
+    Ask {
+        id: u64,
+        replica: usize,
+        question: Question,
+    },
+}
+
+/// What came of it.
+pub(super) enum Said {
+    Prepared(u64, Result<Prepared, String>),
+    Answered {
+        id: u64,
+        replica: usize,
+        answer: Answer,
+    },
+}
+
+/// An image that can run.
+pub(super) struct Prepared {
+    pub(super) image: Arc<Image>,
+    /// SHA-256 of it, in hexadecimal.
+    pub(super) digest: String,
+    /// Those of the images that run.
+    pub(super) running: Vec<String>,
+}
+
+/// Where jobs go. The thread ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Asker {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Asker {
+    /// Starts the thread; also returns where its answers come.
+    pub(super) fn start(slots: Arc<Slots>) -> Result<(Self, Receiver<Said>), CellError> {
+        let (jobs, inbox) = unbounded();
+        let (outbox, answers) = unbounded();
+        let thread = std::thread::Builder::new()
+            .name("asker".to_owned())
+            .spawn(move || {
+                for job in inbox {
+                    if outbox.send(work(&slots, job)).is_err() {
+                        return;
+                    }
+                }
+            })
+            .map_err(CellError::Thread)?;
+        let asker = Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+        };
+        Ok((asker, answers))
+    }
+
+    pub(super) fn send(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            // It ends with this alone.
+            let _ = jobs.send(job);
+        }
+    }
+}
+
+impl Drop for Asker {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // A plugin that panicked it, if one could, is no reason to.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn work(slots: &Slots, job: Job) -> Said {
+    match job {
+        Job::Prepare {
+            id,
+            spec,
+            image,
+            running,
+        } => Said::Prepared(id, prepare(slots, &spec, image, &running)),
+        Job::Ask {
+            id,
+            replica,
+            question,
+        } => Said::Answered {
+            id,
+            replica,
+            answer: slots.slot(SlotName::Upgrader).ask(&question),
+        },
+    }
+}
+
+fn prepare(
+    slots: &Slots,
+    spec: &TaskSpec,
+    image: Option<Arc<Image>>,
+    running: &[Arc<Image>],
+) -> Result<Prepared, String> {
+    let image = match image {
+        Some(image) => image,
+        None => Arc::new(Image::open(&spec.image).map_err(|e| one_line(&e))?),
+    };
+    // A router of the operator's own may have other ideas of who gets what.
+    if !slots.slot(SlotName::Router).has_plugin() {
+        attach::check(image.manifest(), &spec.blocks, &spec.publish, &spec.name)
+            .map_err(|e| one_line(&e))?;
+    }
+    let digest = digest(&image);
+    let running: Vec<String> = running.iter().map(|it| self::digest(it)).collect();
+    if running.iter().all(|it| *it == digest) {
+        let image = shown(&spec.image);
+        let name = &spec.name;
+        return Err(format!(
+            "{name} runs {image} already: build it anew, or name another image"
+        ));
+    }
+    Ok(Prepared {
+        image,
+        digest,
+        running,
+    })
+}
+
+/// SHA-256 of an image's file, in hexadecimal.
+fn digest(image: &Image) -> String {
+    let hex = |mut text: String, byte: &u8| {
+        use std::fmt::Write as _;
+        // Writing to a string never fails.
+        let _ = write!(text, "{byte:02x}");
+        text
+    };
+    Sha256::digest(image.bytes())
+        .iter()
+        .fold(String::new(), hex)
+}
+
+fn shown(path: &PathBuf) -> String {
+    crate::text::printable(&path.display().to_string())
+}
