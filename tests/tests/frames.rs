@@ -4,19 +4,11 @@
 use std::fs;
 use std::path::Path;
 
-use iced_x86::code_asm::{ch, cx, dword_ptr, eax, ecx, qword_ptr, rax, rbx, rdi, rsi, word_ptr};
-use wharf_abi::device::{
-    DeviceSetup, FEATURE_EVENT_IDX, FEATURE_VERSION_1, QUEUES_MAX, QueueSetup, STATUS_DRIVER_OK,
-};
-use wharf_abi::hypercall::FOREVER;
-use wharf_abi::net::{HEADER_LEN, QUEUE_RECEIVE, QUEUE_TRANSMIT};
-use wharf_abi::{DeviceKind, Hypercall, Manifest};
 use wharf_tests::command::{app, output, wharf};
-use wharf_tests::elf::ElfBuilder;
-use wharf_tests::guest::{assemble, call, kvm};
+use wharf_tests::frames::{deaf, flooder};
+use wharf_tests::guest::kvm;
 use wharf_tests::host::Host;
 use wharf_tests::process::memory_kib;
-use zerocopy::IntoBytes;
 
 /// A task that pings another one so often, or only answers.
 fn ping(name: &str, own: &str, peer: &str, count: u32) -> String {
@@ -31,101 +23,6 @@ fn made(directory: &Path, name: &str, elf: &[u8]) -> String {
     let image = directory.join(format!("{name}.elf"));
     fs::write(&image, elf).unwrap();
     format!("[[task]]\nname = \"{name}\"\nimage = {image:?}\n")
-}
-
-/// Everything that a made guest's rings are made of, in one writable segment.
-const DESCRIPTORS: u64 = 0x50_0000;
-const AVAILABLE: u64 = 0x50_1000;
-const USED: u64 = 0x50_2000;
-const PACKET: u64 = 0x50_3000;
-const SETUP: u64 = 0x50_4000;
-const END: u64 = 0x50_5000;
-
-const SIZE: u32 = 256;
-/// Frames that are sent between two waits.
-const BURST: i32 = 128;
-const FRAME_LEN: usize = 1000;
-
-/// The memory of a guest with one queue, in which every entry of the ring is the same
-/// broadcast.
-fn rings(queue: u16) -> Vec<u8> {
-    let mut memory = vec![0_u8; (END - DESCRIPTORS) as usize];
-    let mut put = |at: u64, bytes: &[u8]| {
-        let at = (at - DESCRIPTORS) as usize;
-        memory[at..at + bytes.len()].copy_from_slice(bytes);
-    };
-    let mut queues = [QueueSetup::default(); QUEUES_MAX];
-    queues[usize::from(queue)] = QueueSetup {
-        size: SIZE,
-        enabled: 1,
-        descriptors: DESCRIPTORS,
-        driver_area: AVAILABLE,
-        device_area: USED,
-    };
-    let setup = DeviceSetup {
-        status: STATUS_DRIVER_OK,
-        reserved: 0,
-        features: FEATURE_VERSION_1 | FEATURE_EVENT_IDX,
-        queues,
-    };
-    put(DESCRIPTORS, &PACKET.to_le_bytes());
-    let len = u32::try_from(HEADER_LEN + FRAME_LEN).unwrap();
-    put(DESCRIPTORS + 8, &len.to_le_bytes());
-    put(PACKET + HEADER_LEN as u64, &[0xFF; 6]);
-    put(SETUP, setup.as_bytes());
-    memory
-}
-
-/// A guest that sends broadcasts without an end: in the name of another replica, or in
-/// its own.
-fn flooder(as_replica: Option<u8>) -> Vec<u8> {
-    let code = assemble(|a| {
-        let mut again = a.create_label();
-        // The device's page, and its address there, behind which the source is.
-        a.mov(rax, qword_ptr(rdi + 152))?;
-        a.mov(rbx, qword_ptr(rax + 40))?;
-        a.mov(eax, dword_ptr(rbx + 24))?;
-        a.mov(cx, word_ptr(rbx + 28))?;
-        if let Some(replica) = as_replica {
-            a.mov(ch, u32::from(replica))?;
-        }
-        a.mov(rdi, PACKET + HEADER_LEN as u64 + 6)?;
-        a.mov(dword_ptr(rdi), eax)?;
-        a.mov(word_ptr(rdi + 4), cx)?;
-        a.lea(rdi, qword_ptr(rbx + 256))?;
-        a.mov(rsi, SETUP)?;
-        a.mov(ecx, 272)?;
-        a.rep().movsb()?;
-        a.set_label(&mut again)?;
-        a.mov(rdi, AVAILABLE + 2)?;
-        a.add(word_ptr(rdi), BURST)?;
-        call(a, Hypercall::Wait, 0, 0)?;
-        a.jmp(again)
-    });
-    image("flooder", &code, QUEUE_TRANSMIT)
-}
-
-/// A guest that listens and never gives the device a buffer.
-fn deaf() -> Vec<u8> {
-    let code = assemble(|a| {
-        a.mov(rax, qword_ptr(rdi + 152))?;
-        a.mov(rdi, qword_ptr(rax + 40))?;
-        a.add(rdi, 256)?;
-        a.mov(rsi, SETUP)?;
-        a.mov(ecx, 272)?;
-        a.rep().movsb()?;
-        call(a, Hypercall::Wait, FOREVER, 0)?;
-        a.ud2()
-    });
-    image("deaf", &code, QUEUE_RECEIVE)
-}
-
-fn image(name: &str, code: &[u8], queue: u16) -> Vec<u8> {
-    let manifest = Manifest::new(name, "1").with_device(DeviceKind::Net, "lan");
-    ElfBuilder::guest(code)
-        .data(DESCRIPTORS, &rings(queue))
-        .manifest(manifest)
-        .build()
 }
 
 /// Waits until the task that pings has ended, and says how.
@@ -176,6 +73,15 @@ fn who_speaks_for_another_is_not_heard() {
     assert!(said.contains("50 of 50 answered"), "{said}");
     let liar = host.task("liar.0");
     assert_ne!(liar.state(), "faulted", "a lie is no fault");
+    assert!(liar.number("sent_frames_dropped") > 0, "{liar:?}");
+    assert_eq!(
+        liar.number("received_frames_dropped"),
+        0,
+        "it listens to none"
+    );
+    for replica in ["a.0", "b.0"] {
+        assert_eq!(host.task(replica).number("sent_frames_dropped"), 0);
+    }
 }
 
 /// What nobody takes is kept up to a bound, and what does not fit harms nobody else.
@@ -195,7 +101,10 @@ fn a_flood_does_not_grow_the_host() {
     ran(1_000_000_000);
     let grown = memory_kib(pid, "VmRSS").saturating_sub(before);
     assert!(grown < 4096, "{grown} KiB more");
+    assert_eq!(host.task("flood.0").number("sent_frames_dropped"), 0);
     for replica in ["deaf.0", "mute.0"] {
+        let dropped = host.task(replica).number("received_frames_dropped");
+        assert!(dropped > 1000, "{replica} {dropped}");
         // What rings at its port wakes it for a moment.
         host.until_task(replica, |it| it.state() == "waiting");
     }

@@ -10,6 +10,7 @@ use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Hypercall, Interest};
 use wharf_tests::command::{output, root};
 use wharf_tests::elf::ElfBuilder;
+use wharf_tests::frames::{BURST, burst};
 use wharf_tests::guest::{assemble, call, exit, kvm};
 use wharf_tests::host::{Host, Object, objects};
 
@@ -111,6 +112,7 @@ fn directory() -> TempDir {
         let elf = ElfBuilder::guest(&code).data(DATA, b"up\n").build();
         fs::write(directory.path().join(name), elf).unwrap();
     }
+    fs::write(directory.path().join("lies"), burst(Some(0))).unwrap();
     directory
 }
 
@@ -125,7 +127,8 @@ fn prometheus_reads_what_ps_and_events_say() {
         directory.path(),
         "[[task]]\nname = \"web\"\nimage = \"waits\"\nreplicas = 2\n\
          [[task]]\nname = \"bad\"\nimage = \"fails\"\nrestart = \"never\"\n\
-         [[task]]\nname = \"gone\"\nimage = \"nowhere\"\nrestart = \"never\"\n",
+         [[task]]\nname = \"gone\"\nimage = \"nowhere\"\nrestart = \"never\"\n\
+         [[task]]\nname = \"liar\"\nimage = \"lies\"\n",
     );
     for replica in ["web.0", "web.1"] {
         host.until_task(replica, |task| {
@@ -138,9 +141,13 @@ fn prometheus_reads_what_ps_and_events_say() {
     host.until_task("web.1", |task| {
         task.state() == "waiting" && task.number("console_bytes") == 6
     });
+    host.until_task("liar.0", |task| {
+        let dropped = task.number("sent_frames_dropped");
+        task.state() == "waiting" && dropped == u64::from(BURST)
+    });
     // All of them wait or have ended: nothing changes from here on.
     let told = [
-        ("started", 4),
+        ("started", 5),
         ("start-failed", 1),
         ("exited", 2),
         ("moved", 0),
@@ -177,6 +184,16 @@ fn prometheus_reads_what_ps_and_events_say() {
                 ("wharf_task_run_seconds_total", "run_ns", 1e-9),
                 ("wharf_task_exits_total", "exits", 1.0),
                 ("wharf_task_console_bytes_total", "console_bytes", 1.0),
+                (
+                    "wharf_task_received_frames_dropped_total",
+                    "received_frames_dropped",
+                    1.0,
+                ),
+                (
+                    "wharf_task_sent_frames_dropped_total",
+                    "sent_frames_dropped",
+                    1.0,
+                ),
                 ("wharf_task_restarts_total", "restarts", 1.0),
                 ("wharf_task_memory_bytes", "memory_bytes", 1.0),
             ] {
@@ -204,6 +221,8 @@ fn prometheus_reads_what_ps_and_events_say() {
             ("wharf_task_run_seconds", "counter"),
             ("wharf_task_exits", "counter"),
             ("wharf_task_console_bytes", "counter"),
+            ("wharf_task_received_frames_dropped", "counter"),
+            ("wharf_task_sent_frames_dropped", "counter"),
             ("wharf_task_restarts", "counter"),
             ("wharf_task_memory_bytes", "gauge"),
             ("wharf_tasks", "gauge"),

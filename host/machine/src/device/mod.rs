@@ -41,7 +41,7 @@ use zerocopy::IntoBytes;
 
 pub use block::{Disk, REQUEST_MAX, SECTOR};
 pub use console::{Console, Input};
-pub use net::{Frames, Mac, Wire};
+pub use net::{Frames, Mac, Way, Wire};
 pub use stream::{Close, Happening, Moved, Network, StreamId, Streams};
 
 use crate::Error;

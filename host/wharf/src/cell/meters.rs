@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 
 use super::protocol::TaskState;
-use crate::net::Traffic;
+use crate::net::{FrameDrops, Traffic};
 
 /// Counters of one replica, over all its generations. Each is written by one
 /// thread at a time and is true by itself; together they are a moment apart.
@@ -17,6 +17,7 @@ pub(super) struct Meters {
     exits: AtomicU64,
     activity: AtomicU8,
     traffic: Arc<Traffic>,
+    frames: Arc<FrameDrops>,
 }
 
 /// What a replica that lives does at the moment.
@@ -47,6 +48,7 @@ impl Meters {
         self.run_ns.fetch_add(other.run_ns(), Ordering::Relaxed);
         self.exits.fetch_add(other.exits(), Ordering::Relaxed);
         self.traffic.absorb(&other.traffic);
+        self.frames.absorb(&other.frames);
     }
 
     pub(super) fn set_activity(&self, activity: Activity) {
@@ -61,6 +63,11 @@ impl Meters {
     /// What its connections count.
     pub(super) const fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
+    }
+
+    /// What is counted of its frames.
+    pub(super) const fn frames(&self) -> &Arc<FrameDrops> {
+        &self.frames
     }
 
     pub(super) fn run_ns(&self) -> u64 {

@@ -189,6 +189,12 @@ pub struct TaskStatus {
     pub received_bytes: u64,
     /// Bytes that went over connections, over all generations.
     pub sent_bytes: u64,
+    /// Frames for it that went nowhere, over all generations: it had no room for them,
+    /// or they were too long.
+    pub received_frames_dropped: u64,
+    /// Frames of its that went nowhere, over all generations: they were not from its
+    /// own address, too short or too long, or more than was taken.
+    pub sent_frames_dropped: u64,
     /// Times that it was started again.
     pub restarts: u64,
     /// Status of the last generation that ended, as `wharf run` would have

@@ -62,6 +62,8 @@ fn status(state: TaskState) -> TaskStatus {
         connection_errors: 0,
         received_bytes: 0,
         sent_bytes: 0,
+        received_frames_dropped: 0,
+        sent_frames_dropped: 0,
         restarts: 1,
         exit_status: Some(139),
         weight: 10_000,

@@ -29,6 +29,8 @@ pub(crate) fn status(name: &str, index: u32) -> TaskStatus {
         connection_errors: 0,
         received_bytes: 0,
         sent_bytes: 0,
+        received_frames_dropped: 0,
+        sent_frames_dropped: 0,
         restarts: 0,
         exit_status: None,
         weight: 100,

@@ -54,6 +54,8 @@ struct Families {
     cut_off: Family<Replica, Counter>,
     received: Family<Replica, Counter>,
     sent: Family<Replica, Counter>,
+    received_dropped: Family<Replica, Counter>,
+    sent_dropped: Family<Replica, Counter>,
     restarts: Family<Replica, Counter>,
     memory: Family<Replica, Gauge<f64, AtomicU64>>,
 }
@@ -139,6 +141,16 @@ impl Families {
             self.sent.clone(),
         );
         registry.register(
+            "task_received_frames_dropped",
+            "Frames for a replica that went nowhere",
+            self.received_dropped.clone(),
+        );
+        registry.register(
+            "task_sent_frames_dropped",
+            "Frames of a replica that went nowhere",
+            self.sent_dropped.clone(),
+        );
+        registry.register(
             "task_restarts",
             "Times that a replica was started again",
             self.restarts.clone(),
@@ -180,6 +192,8 @@ impl Families {
             (&self.cut_off, task.connection_errors),
             (&self.received, task.received_bytes),
             (&self.sent, task.sent_bytes),
+            (&self.received_dropped, task.received_frames_dropped),
+            (&self.sent_dropped, task.sent_frames_dropped),
         ] {
             family.get_or_create(&replica).inc_by(count);
         }
@@ -211,6 +225,7 @@ mod tests {
         task.console_bytes = 300;
         task.connections = 3;
         task.received_bytes = 11;
+        task.received_frames_dropped = 5;
         task.restarts = 2;
         let events = [(EventKind::StartFailed, 5), (EventKind::Moved, 0)];
         let text = encode(&[task], &events, Vec::new()).unwrap();
@@ -224,6 +239,8 @@ mod tests {
             "wharf_task_connections_open{task=\"web\",index=\"1\"} 3",
             "wharf_task_connections_total{task=\"web\",index=\"1\"} 0",
             "wharf_task_received_bytes_total{task=\"web\",index=\"1\"} 11",
+            "wharf_task_received_frames_dropped_total{task=\"web\",index=\"1\"} 5",
+            "wharf_task_sent_frames_dropped_total{task=\"web\",index=\"1\"} 0",
             "wharf_task_restarts_total{task=\"web\",index=\"1\"} 2",
             "wharf_task_memory_bytes{task=\"web\",index=\"1\"} 33554432.0",
             "wharf_task_state{task=\"web\",index=\"1\",state=\"waiting\"} 1",

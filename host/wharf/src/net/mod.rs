@@ -22,6 +22,7 @@
 
 mod acceptor;
 mod board;
+mod drops;
 mod sockets;
 mod switch;
 mod times;
@@ -33,6 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use acceptor::Acceptor;
 pub use board::{Board, Guest, Router, Share, Traffic};
+pub use drops::FrameDrops;
 pub use sockets::Sockets;
 pub use switch::{Port, Switch};
 pub use times::{Times, TimesThen};

@@ -8,15 +8,14 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
-use wharf_machine::device::{Mac, Wire};
+use wharf_machine::device::{Mac, Way, Wire};
 use wharf_model::switch::{Forward, PortId, Switch as Table};
 
-use super::NetError;
 use super::board::{bell, lock, ring};
+use super::{FrameDrops, NetError};
 
 /// Frames that wait for a guest at most, about 380 KiB.
 const WAITING_MAX: usize = 256;
@@ -31,14 +30,6 @@ pub struct Switch {
     /// Two bytes that tell its addresses from those of other switches.
     seed: [u8; 2],
     state: Mutex<State>,
-    dropped: Dropped,
-}
-
-/// Frames that nobody got, of all ports.
-#[derive(Debug, Default)]
-struct Dropped {
-    forged: AtomicU64,
-    no_room: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -63,6 +54,8 @@ struct Inbox {
     /// Readable when something has that the guest's worker has not seen.
     bell: EventFd,
     arrived: Mutex<Arrived>,
+    /// Where it is counted what went nowhere.
+    drops: Arc<FrameDrops>,
 }
 
 #[derive(Debug, Default)]
@@ -82,20 +75,26 @@ impl Switch {
         Self {
             seed: [first, second],
             state: Mutex::default(),
-            dropped: Dropped::default(),
         }
     }
 
     /// Plugs in the device of this number of a replica of the cell. Its address is the
-    /// same for all generations of the replica.
+    /// same for all generations of the replica. What goes nowhere of its frames is
+    /// counted in `drops`.
     ///
     /// # Errors
     ///
     /// When the kernel has no descriptors left.
-    pub fn plug(self: &Arc<Self>, replica: u32, device: u8) -> Result<Port, NetError> {
+    pub fn plug(
+        self: &Arc<Self>,
+        replica: u32,
+        device: u8,
+        drops: Arc<FrameDrops>,
+    ) -> Result<Port, NetError> {
         let inbox = Arc::new(Inbox {
             bell: bell()?,
             arrived: Mutex::default(),
+            drops,
         });
         let mac = self.mac(replica, device);
         let mut state = lock(&self.state);
@@ -111,18 +110,6 @@ impl Switch {
         })
     }
 
-    /// Frames that were not from who they said, so far.
-    #[must_use]
-    pub fn forged(&self) -> u64 {
-        self.dropped.forged.load(Ordering::Relaxed)
-    }
-
-    /// Frames that a guest had no room for, so far.
-    #[must_use]
-    pub fn without_room(&self) -> u64 {
-        self.dropped.no_room.load(Ordering::Relaxed)
-    }
-
     /// The address of a device. A cell has far fewer than 65,536 replicas.
     const fn mac(&self, replica: u32, device: u8) -> Mac {
         let [_, _, high, low] = replica.to_be_bytes();
@@ -130,43 +117,45 @@ impl Switch {
         [LOCAL, first, second, device, high, low]
     }
 
-    fn send(&self, from: PortId, frame: &[u8]) {
+    /// Sends a frame from a port; says whether it was one that may be sent.
+    fn send(&self, from: PortId, frame: &[u8]) -> bool {
         let mut state = lock(&self.state);
         let forward = state.table.forward(from, frame);
         match forward {
             Forward::To(port) => {
                 if let Some(inbox) = state.inboxes.get(&port) {
-                    self.deliver(inbox, &frame.into());
+                    inbox.deliver(&frame.into());
                 }
             }
             Forward::Flood => {
                 // One copy for all.
                 let frame = frame.into();
                 for (_, inbox) in state.inboxes.iter().filter(|(port, _)| **port != from) {
-                    self.deliver(inbox, &frame);
+                    inbox.deliver(&frame);
                 }
             }
-            Forward::Forged => {
-                self.dropped.forged.fetch_add(1, Ordering::Relaxed);
-            }
-            Forward::Nowhere | Forward::Runt => {}
+            Forward::Forged | Forward::Runt => return false,
+            Forward::Nowhere => {}
         }
+        true
     }
+}
 
-    fn deliver(&self, inbox: &Inbox, frame: &Arc<[u8]>) {
-        let mut arrived = lock(&inbox.arrived);
+impl Inbox {
+    fn deliver(&self, frame: &Arc<[u8]>) {
+        let mut arrived = lock(&self.arrived);
         // Who has no driver listens to nothing, as with any other port.
         if !arrived.is_open {
             return;
         }
         if arrived.frames.len() >= WAITING_MAX {
-            self.dropped.no_room.fetch_add(1, Ordering::Relaxed);
+            self.drops.count(Way::ToGuest);
             return;
         }
         arrived.frames.push_back(Arc::clone(frame));
         if !arrived.rings {
             arrived.rings = true;
-            ring(&inbox.bell);
+            ring(&self.bell);
         }
     }
 }
@@ -204,7 +193,13 @@ impl Wire for Port {
     }
 
     fn send(&mut self, frame: &[u8]) {
-        self.switch.send(self.id, frame);
+        if !self.switch.send(self.id, frame) {
+            self.was_dropped(Way::FromGuest);
+        }
+    }
+
+    fn was_dropped(&mut self, way: Way) {
+        self.inbox.drops.count(way);
     }
 }
 
@@ -229,9 +224,14 @@ mod tests {
     const ALL: Mac = [0xFF; 6];
 
     fn open(switch: &Arc<Switch>, replica: u32) -> Port {
-        let mut port = switch.plug(replica, 0).unwrap();
+        let mut port = switch.plug(replica, 0, Arc::default()).unwrap();
         port.open();
         port
+    }
+
+    /// Frames from a port and to it that went nowhere.
+    fn dropped(port: &Port) -> (u64, u64) {
+        (port.inbox.drops.sent(), port.inbox.drops.received())
     }
 
     fn frame(to: Mac, from: Mac, text: &[u8]) -> Vec<u8> {
@@ -290,7 +290,8 @@ mod tests {
             a.send(&frame(ALL, a.mac(), &round.to_be_bytes()));
             assert_eq!(received(&mut c).len(), 1);
         }
-        assert_eq!(switch.without_room(), waiting * 3);
+        let counts = [&a, &b, &c].map(dropped);
+        assert_eq!(counts, [(0, 0), (0, waiting * 3), (0, 0)]);
         // The first ones, in their order.
         let kept = received(&mut b);
         assert_eq!(kept.len(), WAITING_MAX);
@@ -306,7 +307,7 @@ mod tests {
             a.send(&frame(ALL, source, b"x"));
             a.send(&frame(c.mac(), source, b"x"));
         }
-        assert_eq!(switch.forged(), 6);
+        assert_eq!([&a, &b, &c].map(dropped), [(6, 0), (0, 0), (0, 0)]);
         for port in [&mut b, &mut c] {
             assert_eq!(received(port), Vec::<Vec<u8>>::new());
         }
@@ -320,23 +321,27 @@ mod tests {
     fn who_has_no_driver_or_is_gone_is_kept_nothing_for() {
         let switch = Arc::new(Switch::new());
         let mut a = open(&switch, 1);
-        let mut b = switch.plug(2, 0).unwrap();
+        let mut b = switch.plug(2, 0, Arc::default()).unwrap();
         let c = open(&switch, 3);
         let inbox = Arc::downgrade(&c.inbox);
         drop(c);
         assert!(inbox.upgrade().is_none());
         a.send(&frame(ALL, a.mac(), b"x"));
         assert_eq!(received(&mut b), Vec::<Vec<u8>>::new());
-        assert_eq!(switch.without_room(), 0);
+        assert_eq!([&a, &b].map(dropped), [(0, 0), (0, 0)]);
     }
 
     #[test]
     fn addresses_are_of_one_port_and_not_anybodys_own() {
         let switch = Arc::new(Switch::new());
         let ports = [(0, 0), (0, 1), (1, 0), (300, 0)];
-        let mut macs = ports.map(|(replica, device)| switch.plug(replica, device).unwrap().mac);
+        let mac = |(replica, device)| {
+            let port = switch.plug(replica, device, Arc::default()).unwrap();
+            port.mac
+        };
+        let mut macs = ports.map(mac);
         assert!(macs.iter().all(|mac| mac[0] & 3 == 2));
-        assert_eq!(macs[0], switch.plug(0, 0).unwrap().mac);
+        assert_eq!(macs[0], mac((0, 0)));
         macs.sort_unstable();
         assert!(macs.windows(2).all(|pair| pair[0] != pair[1]));
     }

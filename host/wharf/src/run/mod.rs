@@ -173,8 +173,9 @@ fn attach(
     };
     // Nobody else is on it.
     let switch = Arc::new(Switch::new());
-    let wire =
-        |device| -> Result<Box<dyn Wire>, NetError> { Ok(Box::new(switch.plug(0, device)?)) };
+    let wire = |device| -> Result<Box<dyn Wire>, NetError> {
+        Ok(Box::new(switch.plug(0, device, Arc::default())?))
+    };
     let supply = Supply {
         blocks: &config.blocks,
         legacy: &|_| None,

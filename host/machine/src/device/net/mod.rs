@@ -38,6 +38,15 @@ const WORK_MIN: u64 = 512;
 /// The address of an Ethernet port.
 pub type Mac = [u8; 6];
 
+/// Which way a frame goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The guest sends it.
+    FromGuest,
+    /// It is for the guest.
+    ToGuest,
+}
+
 /// What the port of a guest is plugged into. Nothing in it blocks.
 pub trait Wire: fmt::Debug + Send {
     /// Becomes readable when a frame has arrived, and stays so until
@@ -59,6 +68,9 @@ pub trait Wire: fmt::Debug + Send {
     /// Sends a frame of [`FRAME_MIN`] to [`FRAME_MAX`] bytes, of which the wire may
     /// believe nothing. It may be lost.
     fn send(&mut self, frame: &[u8]);
+
+    /// A frame that was none, too short or too long, went nowhere.
+    fn was_dropped(&mut self, way: Way);
 }
 
 /// The Ethernet port of a guest.
@@ -67,7 +79,6 @@ pub struct Frames {
     wire: Box<dyn Wire>,
     is_open: bool,
     buffers: Receiving,
-    dropped: u64,
 }
 
 /// What the driver is told of a port.
@@ -100,14 +111,7 @@ impl Frames {
             wire,
             is_open: false,
             buffers: Receiving::new(u64_of(RECEIVE_MIN)),
-            dropped: 0,
         }
-    }
-
-    /// Frames that were none, too short or too long, and went nowhere.
-    #[must_use]
-    pub const fn dropped(&self) -> u64 {
-        self.dropped
     }
 
     /// What becomes readable when a frame has arrived.
@@ -162,7 +166,7 @@ impl Frames {
             .filter(|len| *len >= FRAME_MIN)
             .and_then(|len| frame.get_mut(..len));
         let Some(room) = room else {
-            self.dropped = self.dropped.saturating_add(1);
+            self.wire.was_dropped(Way::FromGuest);
             return Ok(0);
         };
         chain.readable(user, header, len)?.copy_out(room);
@@ -191,7 +195,8 @@ impl Frames {
             };
             let Some(written) = write(&chain, user, &frame)? else {
                 self.buffers.keep(chain);
-                self.dropped = self.dropped.saturating_add(1);
+                self.wire.was_dropped(Way::ToGuest);
+                budget.spend(WORK_MIN);
                 continue;
             };
             give_back(queue, user, &chain, written)?;

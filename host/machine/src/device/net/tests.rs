@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use wharf_abi::net::{FRAME_MAX, FRAME_MIN, HEADER_LEN, RECEIVE_MIN};
 
-use super::{Frames, Mac, Wire, terms};
+use super::{Frames, Mac, Way, Wire, terms};
 use crate::device::Broken;
 use crate::device::ring::REQUESTS_AT_ONCE;
 use crate::device::testing::{BASE, Guest, Plan, WRITE};
@@ -27,6 +27,7 @@ struct Script {
     took: Vec<Vec<u8>>,
     looks: usize,
     opened: usize,
+    dropped: Vec<Way>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +69,10 @@ impl Wire for Fake {
 
     fn send(&mut self, frame: &[u8]) {
         self.edit(|it| it.took.push(frame.to_vec()));
+    }
+
+    fn was_dropped(&mut self, way: Way) {
+        self.edit(|it| it.dropped.push(way));
     }
 }
 
@@ -158,8 +163,11 @@ fn what_is_no_frame_goes_nowhere_and_is_counted() {
     driver.wire.arrives(&[2; 60]);
     assert_eq!(driver.serve(), Ok(false));
     assert_eq!(driver.received(), [packet(&[2; 60])]);
-    assert_eq!(driver.frames.dropped(), 7);
-    driver.wire.edit(|it| assert!(it.took.is_empty()));
+    let dropped = [[Way::FromGuest; 5].as_slice(), &[Way::ToGuest; 2]].concat();
+    driver.wire.edit(|it| {
+        assert_eq!(it.dropped, dropped);
+        assert!(it.took.is_empty());
+    });
 }
 
 #[test]
@@ -228,4 +236,14 @@ fn one_look_does_a_bounded_amount() {
     assert_eq!(driver.serve(), Ok(false));
     let sent = driver.wire.edit(|it| it.took.len());
     assert_eq!((sent, driver.received().len()), (200, 144));
+    // Nor what is dropped at a stretch, which takes no buffer.
+    for _ in 0..most + 10 {
+        driver.wire.arrives(&[1; FRAME_MAX + 1]);
+    }
+    driver.offer(1, RECEIVE_MIN);
+    assert_eq!(driver.serve(), Ok(true));
+    let dropped = |driver: &Driver| driver.wire.edit(|it| it.dropped.len());
+    assert_eq!(dropped(&driver), most);
+    assert_eq!(driver.serve(), Ok(false));
+    assert_eq!(dropped(&driver), most + 10);
 }

@@ -446,6 +446,8 @@ impl Supervisor {
                 connection_errors: traffic.errors.load(Ordering::Relaxed),
                 received_bytes: traffic.received.load(Ordering::Relaxed),
                 sent_bytes: traffic.sent.load(Ordering::Relaxed),
+                received_frames_dropped: member.meters.frames().received(),
+                sent_frames_dropped: member.meters.frames().sent(),
                 restarts: self.model.restarts(replica),
                 exit_status: outcome.map(Outcome::exit_status),
                 weight: member.spec.weight,

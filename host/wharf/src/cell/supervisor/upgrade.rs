@@ -785,6 +785,8 @@ impl Supervisor {
                 connection_errors: traffic.errors.load(Ordering::Relaxed),
                 received_bytes: traffic.received.load(Ordering::Relaxed),
                 sent_bytes: traffic.sent.load(Ordering::Relaxed),
+                received_frames_dropped: it.meters.frames().received(),
+                sent_frames_dropped: it.meters.frames().sent(),
                 restarts: 0,
                 exit_status: None,
                 weight: running.spec.weight,

@@ -107,7 +107,12 @@ impl Live {
             Ok(Box::new(Sockets::new(board, guest, traffic, share)?))
         };
         let wire = |device| -> Result<Box<dyn Wire>, NetError> {
-            Ok(Box::new(shared.switch.plug(guest.replica, device)?))
+            let drops = Arc::clone(meters.frames());
+            Ok(Box::new(shared.switch.plug(
+                guest.replica,
+                device,
+                drops,
+            )?))
         };
         let legacy = |block: &Block| old?.guest.machine.share_disk(&block.device);
         let supply = Supply {
