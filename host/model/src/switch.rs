@@ -116,6 +116,12 @@ impl Switch {
     }
 }
 
+/// Who a frame says it is from; none when it is too short to say.
+#[must_use]
+pub fn source(frame: &[u8]) -> Option<Mac> {
+    addresses(frame).map(|[_, source]| source)
+}
+
 /// Destination and source of a frame.
 fn addresses(frame: &[u8]) -> Option<[Mac; 2]> {
     let (destination, rest) = frame.split_first_chunk()?;

@@ -33,15 +33,14 @@ pub(super) fn next(view: &View) -> Choice {
     }
 }
 
-/// The back end of the device's own name, or for frames the first; denied when there
+/// The back end of the device's own name, and for frames the first; denied when there
 /// is none.
 #[must_use]
 pub fn attach(attachment: &Attachment) -> AttachVerdict {
-    let same = |name: &String| *name == attachment.device;
-    let named = attachment.backends.iter().position(same);
-    // A wire is the same for whatever name; the first is what is meant.
-    let is_wire = attachment.kind == DeviceKind::Frames && !attachment.backends.is_empty();
-    match named.or(is_wire.then_some(0)) {
+    // A wire is called what it is and not what the device is; the first is what is meant.
+    let is_wire = attachment.kind == DeviceKind::Frames;
+    let is_meant = |name: &String| is_wire || *name == attachment.device;
+    match attachment.backends.iter().position(is_meant) {
         Some(place) => AttachVerdict::Backend(place.try_into().unwrap_or(u32::MAX)),
         None => AttachVerdict::Deny(format!(
             "nothing is configured for its device {:?}",

@@ -154,20 +154,22 @@ fn a_device_gets_what_is_called_like_it() {
 
 #[test]
 fn a_device_for_frames_gets_the_first_wire_whatever_it_is_called() {
-    let asked = |backends: &[&str]| {
+    let asked = |device: &str, backends: &[&str]| {
         built_in(&Question::Attach(Attachment {
             now: 0,
             replica: 0,
             generation: 1,
-            device: "lan".to_owned(),
+            device: device.to_owned(),
             kind: DeviceKind::Frames,
             backends: backends.iter().map(|it| (*it).to_owned()).collect(),
         }))
     };
     let backend = |place| Answer::Attach(AttachVerdict::Backend(place));
-    assert_eq!(asked(&["switch"]), backend(0));
-    assert_eq!(asked(&["switch", "lan"]), backend(1));
-    assert!(matches!(asked(&[]), Answer::Attach(AttachVerdict::Deny(_))));
+    assert_eq!(asked("lan", &["switch"]), backend(0));
+    assert_eq!(asked("lan", &["tap0", "switch"]), backend(0));
+    assert_eq!(asked("switch", &["tap0", "switch"]), backend(0));
+    let none = asked("lan", &[]);
+    assert!(matches!(none, Answer::Attach(AttachVerdict::Deny(_))));
 }
 
 #[test]
