@@ -1,14 +1,19 @@
-//! The KVM ioctls that kvm-ioctls has no safe function for.
+//! The ioctls that nobody has a safe function for: some of KVM's, and those of a tap
+//! interface.
 
-#![expect(unsafe_code, reason = "raw ioctls on KVM's file descriptors")]
+#![expect(
+    unsafe_code,
+    reason = "raw ioctls on KVM's and tap interfaces' descriptors"
+)]
 
+use std::fs::File;
 use std::io;
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_signal_mask,
 };
 use kvm_ioctls::VcpuFd;
-use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
@@ -21,6 +26,26 @@ ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 struct SignalMask {
     header: kvm_signal_mask,
     sigset: [u8; 8],
+}
+
+/// A `struct ifreq` that says flags (netdevice(7)).
+#[repr(C)]
+pub(crate) struct InterfaceRequest {
+    /// The interface's name, with a NUL behind it.
+    pub(crate) name: [u8; libc::IFNAMSIZ],
+    /// What is asked for.
+    pub(crate) flags: i16,
+    rest: [u8; 22],
+}
+
+impl InterfaceRequest {
+    pub(crate) const fn new(name: [u8; libc::IFNAMSIZ], flags: i16) -> Self {
+        Self {
+            name,
+            flags,
+            rest: [0; 22],
+        }
+    }
 }
 
 /// Lets every signal interrupt the guest, also those that the thread blocks.
@@ -75,9 +100,50 @@ pub(crate) fn zero_tsc_offset(vcpu: &VcpuFd) -> io::Result<()> {
     }
 }
 
+/// Makes an open `/dev/net/tun` the other end of an interface (`TUNSETIFF`, Linux
+/// networking/tuntap.rst).
+///
+/// # Errors
+///
+/// As the ioctl.
+pub(crate) fn set_tun_interface(tun: &File, mut request: InterfaceRequest) -> io::Result<()> {
+    // SAFETY: `tun` is `/dev/net/tun`, which `Tun` opened. The kernel reads and writes a
+    // `struct ifreq` at `request`, which is as long, and keeps no pointer to it.
+    let done = unsafe { ioctl_with_mut_ref(tun, libc::TUNSETIFF, &mut request) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Has the kernel finish its frames before they are read: whole checksums, and none
+/// that is longer than the MTU (`TUNSETOFFLOAD`).
+///
+/// # Errors
+///
+/// As the ioctl.
+pub(crate) fn set_no_tun_offloads(tun: &File) -> io::Result<()> {
+    // SAFETY: `tun` is `/dev/net/tun`, which `Tun` opened. The kernel takes the argument
+    // for a number and touches no memory of ours.
+    let done = unsafe { ioctl_with_val(tun, libc::TUNSETOFFLOAD, 0) };
+    if done == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::SignalMask;
+    use super::{InterfaceRequest, SignalMask};
+
+    #[test]
+    fn an_interface_request_is_as_the_kernel_has_it() {
+        assert_eq!(size_of::<InterfaceRequest>(), size_of::<libc::ifreq>());
+        let flags = std::mem::offset_of!(libc::ifreq, ifr_ifru);
+        assert_eq!(std::mem::offset_of!(InterfaceRequest, flags), flags);
+    }
 
     #[test]
     fn the_signal_set_follows_the_length() {

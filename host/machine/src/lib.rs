@@ -53,6 +53,7 @@ mod paging;
 mod report;
 mod space;
 mod transfer;
+mod tun;
 mod upgrade;
 mod vcpu;
 
@@ -64,4 +65,5 @@ pub use machine::{Hypervisor, Machine};
 pub use report::Report;
 pub use space::UserSlice;
 pub use transfer::Buffers;
+pub use tun::Tun;
 pub use upgrade::{BadLegacy, Legacy, Resting};

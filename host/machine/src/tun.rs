@@ -1,0 +1,87 @@
+//! The other end of a tap interface: what the kernel's network sends to it is read here,
+//! frame by frame, and what is written here it receives.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::ioctl::{InterfaceRequest, set_no_tun_offloads, set_tun_interface};
+
+/// Ethernet frames (`IFF_TAP`), bare (`IFF_NO_PI`).
+const FLAGS: i16 = 0x1002;
+
+/// An open `/dev/net/tun`. Nothing in it blocks.
+#[derive(Debug)]
+pub struct Tun(File);
+
+impl Tun {
+    /// Opens it; it is no interface's other end yet.
+    ///
+    /// # Errors
+    ///
+    /// As open(2).
+    pub fn open() -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        options.custom_flags(libc::O_NONBLOCK);
+        options.open("/dev/net/tun").map(Self)
+    }
+
+    /// Makes it the other end of the tap interface that is called so, which is made, for
+    /// as long as this is open, when there is none.
+    ///
+    /// # Errors
+    ///
+    /// As `TUNSETIFF`: `EPERM`, `EBUSY`, and `EINVAL` when the interface is no tap; also
+    /// when the name is too long for one.
+    pub fn attach(&self, interface: &str) -> io::Result<()> {
+        let mut name = [0; libc::IFNAMSIZ];
+        let bytes = interface.as_bytes();
+        // The last byte ends it.
+        let place = name.get_mut(..bytes.len());
+        let place = place.filter(|place| place.len() < libc::IFNAMSIZ);
+        place
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(bytes);
+        set_tun_interface(&self.0, InterfaceRequest::new(name, FLAGS))?;
+        // Whoever had the interface before may have wanted them.
+        set_no_tun_offloads(&self.0)
+    }
+
+    /// Takes the frame that has waited longest, cut off where `into` ends; its bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::WouldBlock`] when there is none; `EBADFD` when the interface is
+    /// gone.
+    pub fn receive(&self, into: &mut [u8]) -> io::Result<usize> {
+        (&self.0).read(into)
+    }
+
+    /// Has the kernel's network receive a frame.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` when the interface is down, `EBADFD` when it is gone.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // A frame is taken whole or not at all.
+        (&self.0).write(frame).map(|_| ())
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FLAGS;
+
+    #[test]
+    fn the_flags_are_the_kernels() {
+        assert_eq!(i32::from(FLAGS), libc::IFF_TAP | libc::IFF_NO_PI);
+    }
+}
