@@ -2,9 +2,9 @@
 //!
 //! [`elf`] makes images, good and bad; [`guest`] runs raw machine code in a real
 //! VM, and [`frames`] has guests of it for a wire; [`plugin`] makes plugins, good and
-//! bad; [`command`] runs the real binary, [`host`] keeps one running, [`net`] and
-//! [`process`] say what is free and what is used, and [`mod@bench`] is for those that
-//! measure. Tests under `tests/` are sentences and tables made of these. Levels that
+//! bad; [`command`] runs the real binary, [`host`] keeps one running, [`tap`] has a
+//! network for it, [`net`] and [`process`] say what is free and what is used, and
+//! [`mod@bench`] is for those that measure. Tests under `tests/` are sentences and tables made of these. Levels that
 //! need `/dev/kvm` say aloud when they skip, and fail instead when `REQUIRE_KVM=1` is
 //! set.
 
@@ -20,3 +20,4 @@ pub mod http;
 pub mod net;
 pub mod plugin;
 pub mod process;
+pub mod tap;

@@ -29,3 +29,28 @@ pub fn open_files(pid: Pid) -> u64 {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs and is ours");
     files.count().try_into().expect("few files")
 }
+
+/// What a process has used of the CPU, in clock ticks of 10 ms.
+///
+/// # Panics
+///
+/// When it does not run.
+#[must_use]
+pub fn cpu_ticks(pid: Pid) -> u64 {
+    let (_, user, system) = state_and_ticks(pid);
+    user + system
+}
+
+/// State letter, user and system ticks of a process (proc(5), `stat`).
+///
+/// # Panics
+///
+/// When it does not run.
+#[must_use]
+pub fn state_and_ticks(pid: Pid) -> (String, u64, u64) {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let (_, fields) = stat.rsplit_once(')').expect("a name is in brackets");
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let number = |at: usize| fields[at].parse().expect("ticks are numbers");
+    (fields[0].to_owned(), number(11), number(12))
+}

@@ -16,6 +16,7 @@ use wharf_machine::BootConfig;
 use wharf_tests::command::{Printed, app, output, printed, wharf};
 use wharf_tests::elf::{ElfBuilder, R, W, X};
 use wharf_tests::guest::{assemble, call, exit, kvm};
+use wharf_tests::process::{cpu_ticks, state_and_ticks};
 use zerocopy::FromBytes;
 
 const DATA: u64 = 0x50_0000;
@@ -66,8 +67,12 @@ fn started(command: &mut Command) -> Child {
     child
 }
 
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().try_into().unwrap())
+}
+
 fn signal(child: &Child, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+    kill(pid(child), signal).unwrap();
 }
 
 /// The child's exit status, which must come soon.
@@ -432,11 +437,11 @@ fn a_flood_that_nobody_reads_costs_the_host_nothing() {
     let mut child = started(&mut run_file(&says_so_and(flood), &[]));
     // The pipe is full when the child sleeps and has stopped using the CPU.
     let start = Instant::now();
-    let mut last = state_and_ticks(child.id());
+    let mut last = state_and_ticks(pid(&child));
     loop {
         assert!(start.elapsed() < PATIENCE, "the writer never blocks");
         std::thread::sleep(Duration::from_millis(50));
-        let now = state_and_ticks(child.id());
+        let now = state_and_ticks(pid(&child));
         if now == last && now.0 == "S" {
             break;
         }
@@ -492,38 +497,19 @@ fn waiting_burns_no_cpu() {
     });
     let mut child = started(&mut run_file(&guest, &[]));
     let before = Instant::now();
-    let ticks_before = cpu_ticks(child.id());
+    let ticks_before = cpu_ticks(pid(&child));
     child
         .stdout
         .as_mut()
         .unwrap()
         .read_exact(&mut [0; 10])
         .unwrap();
-    let ticks = cpu_ticks(child.id()) - ticks_before;
+    let ticks = cpu_ticks(pid(&child)) - ticks_before;
     assert!(before.elapsed() > Duration::from_millis(500));
     // A second of spinning would be a hundred.
     assert!(ticks < 20, "{ticks} ticks of 10 ms");
     signal(&child, Signal::SIGINT);
     assert_eq!(status(&mut child), 130);
-}
-
-/// What a process has used of the CPU, in clock ticks of 10 ms.
-fn cpu_ticks(pid: u32) -> u64 {
-    let (_, user, system) = state_and_ticks(pid);
-    user + system
-}
-
-/// State letter, user and system ticks of a process (proc(5), `stat`).
-fn state_and_ticks(pid: u32) -> (String, u64, u64) {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let number = |at: usize| fields[at].parse().unwrap();
-    (fields[0].to_owned(), number(11), number(12))
 }
 
 #[test]

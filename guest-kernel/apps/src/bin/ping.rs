@@ -1,4 +1,4 @@
-//! Pings another guest by frames of its own: `ping OWN-IP/PREFIX PEER-IP COUNT`.
+//! Pings who is on its wire, by frames of its own: `ping OWN-IP/PREFIX PEER-IP COUNT`.
 //!
 //! With a count of 0 it only answers, for ever. Else it exits 0 when all were answered.
 #![no_std]

@@ -132,10 +132,9 @@ fn prepare(
         None => Arc::new(Image::open(&spec.image).map_err(|e| one_line(&e))?),
     };
     // A router of the operator's own may have other ideas of who gets what.
-    if !slots.slot(SlotName::Router).has_plugin() {
-        attach::check(image.manifest(), &spec.blocks, &spec.publish, &spec.name)
-            .map_err(|e| one_line(&e))?;
-    }
+    let strict = !slots.slot(SlotName::Router).has_plugin();
+    attach::check(image.manifest(), spec.configured(), &spec.name, strict)
+        .map_err(|e| one_line(&e))?;
     let digest = digest(&image);
     let running: Vec<String> = running.iter().map(|it| self::digest(it)).collect();
     if running.iter().all(|it| *it == digest) {

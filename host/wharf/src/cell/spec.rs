@@ -12,7 +12,8 @@ use wharf_model::policy::SlotName;
 use wharf_policy::SlotConfig;
 
 use crate::device::Block;
-use crate::net::Publish;
+use crate::device::attach::Configured;
+use crate::net::{NetDevice, Publish};
 use crate::path;
 
 /// What a cell is to run.
@@ -46,6 +47,8 @@ pub struct TaskSpec {
     pub grace: Duration,
     /// What its block devices can be attached to.
     pub blocks: Vec<Block>,
+    /// What its devices for frames are attached to.
+    pub nets: Vec<NetDevice>,
     /// Its ports that can be reached from outside.
     pub publish: Vec<Publish>,
     /// The task whose published ports lead to this one as well: its next version, or
@@ -55,6 +58,18 @@ pub struct TaskSpec {
     pub log: Option<LogFile>,
     /// The operator's words about it.
     pub labels: BTreeMap<String, String>,
+}
+
+impl TaskSpec {
+    /// What goes with what its image declares.
+    #[must_use]
+    pub fn configured(&self) -> Configured<'_> {
+        Configured {
+            blocks: &self.blocks,
+            nets: &self.nets,
+            publish: &self.publish,
+        }
+    }
 }
 
 /// A file that console output is appended to. At `size` it is renamed to

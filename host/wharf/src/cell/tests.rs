@@ -112,6 +112,7 @@ fn task(restart: Restart) -> TaskSpec {
             keep: 0,
         }),
         joins: Some("other".to_owned()),
+        nets: Vec::new(),
         publish: vec![Publish {
             address: "[::1]:8080".parse().unwrap(),
             guest_port: 80,
@@ -239,6 +240,7 @@ fn what_a_cell_is_started_with_survives() {
         log: None,
         labels: BTreeMap::new(),
         blocks: Vec::new(),
+        nets: Vec::new(),
         publish: Vec::new(),
         joins: None,
         ..task(Restart::Never)

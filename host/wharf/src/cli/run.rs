@@ -1,5 +1,6 @@
 //! `wharf run`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::is_task_name;
 use crate::config::publish;
 use crate::device::{Block, BlockMode, Medium, is_device_name, is_disk_size};
-use crate::net::Publish;
+use crate::net::{NetDevice, Publish, SWITCH, is_tap_name};
 use crate::run::{self, RunConfig};
 use crate::units;
 
@@ -30,6 +31,7 @@ Examples:
   wharf run --memory 64MiB --timeout 5s hello.elf
   wharf run --publish 8080:80 guest-kernel/apps#http
   wharf run --block data=disk.img,size=64MiB guest-kernel/apps#disk
+  wharf run --net lan=tap0 guest-kernel/apps#ping -- 10.0.0.2/24 10.0.0.1 3
 
 Exit status: the guest's own; 139 after a fault, with a report on standard error;
 124 after the time limit; 128 + the number of the signal that ended it; 125 when
@@ -46,6 +48,10 @@ pub(super) struct Args {
     /// Attach a block device: NAME=FILE[,ro|,cow][,size=SIZE], or NAME=memory:SIZE
     #[arg(long, value_name = "NAME=FILE", value_parser = parse_block)]
     block: Vec<Block>,
+
+    /// Attach a net device: NAME=IFACE, a tap interface, or NAME=switch
+    #[arg(long, value_name = "NAME=IFACE", value_parser = parse_net)]
+    net: Vec<NetDevice>,
 
     /// Publish a port of the guest's: [ADDR:]PORT:GUESTPORT
     #[arg(long, value_name = "PORT:GUESTPORT", value_parser = parse_publish)]
@@ -82,10 +88,11 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
     let image = Arc::new(Image::open(
         &Source::find(&args.image)?.image_path(options)?,
     )?);
-    for (at, block) in args.block.iter().enumerate() {
-        let before = args.block.iter().take(at);
-        if before.clone().any(|it| it.device == block.device) {
-            bail!("--block says twice what {} is: say it once", block.device);
+    let blocks = args.block.iter().map(|it| it.device.as_str());
+    let nets = args.net.iter().map(|it| it.device.as_str());
+    for (option, said_twice) in [("--block", twice(blocks)), ("--net", twice(nets))] {
+        if let Some(device) = said_twice {
+            bail!("{option} says twice what {device} is: say it once");
         }
     }
     let config = RunConfig {
@@ -97,6 +104,7 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
         },
         name: args.name.clone(),
         blocks: args.block,
+        nets: args.net,
         publish: args.publish,
         limit: args.timeout,
     };
@@ -118,6 +126,12 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
     Ok(finished.outcome.exit_status())
 }
 
+/// The first name that is there twice.
+fn twice<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let mut before = BTreeSet::new();
+    names.find(|name| !before.insert(*name))
+}
+
 /// A guest's arguments are text by contract.
 fn text(arg: OsString) -> anyhow::Result<String> {
     match arg.into_string() {
@@ -130,17 +144,12 @@ fn text(arg: OsString) -> anyhow::Result<String> {
 fn parse_block(text: &str) -> Result<Block, String> {
     let form = "write NAME=FILE, NAME=FILE,ro, NAME=FILE,cow, or NAME=memory:64MiB";
     let (device, rest) = text.split_once('=').ok_or(form)?;
-    if !is_device_name(device) {
-        return Err(format!(
-            "{device:?} is no name: use 1 to 32 letters, digits, . _ + and -"
-        ));
-    }
+    let device = parse_device(device)?;
     let size_of = |text: &str| match units::parse_size(text) {
         Ok(size) if is_disk_size(size) => Ok(size),
         Ok(_) => Err(format!("{text:?} is no multiple of 512B")),
         Err(error) => Err(error.to_string()),
     };
-    let device = device.to_owned();
     if let Some(size) = rest.strip_prefix("memory:") {
         let medium = Medium::Memory {
             size: size_of(size)?,
@@ -175,6 +184,34 @@ fn parse_block(text: &str) -> Result<Block, String> {
     let file = PathBuf::from(file);
     let medium = Medium::File { file, size, mode };
     Ok(Block { device, medium })
+}
+
+/// Reads `NAME=IFACE` or `NAME=switch`.
+fn parse_net(text: &str) -> Result<NetDevice, String> {
+    let form = "write NAME=IFACE, or NAME=switch";
+    let (device, wire) = text.split_once('=').ok_or(form)?;
+    let tap = match wire {
+        SWITCH => None,
+        tap if is_tap_name(tap) => Some(tap.to_owned()),
+        _ => {
+            return Err(format!(
+                "{wire:?} is no interface's name, which is 1 to 15 letters, digits and signs but \
+                 /, : and %: {form}"
+            ));
+        }
+    };
+    let device = parse_device(device)?;
+    Ok(NetDevice { device, tap })
+}
+
+fn parse_device(name: &str) -> Result<String, String> {
+    if is_device_name(name) {
+        Ok(name.to_owned())
+    } else {
+        Err(format!(
+            "{name:?} is no name: use 1 to 32 letters, digits, . _ + and -"
+        ))
+    }
 }
 
 fn parse_publish(text: &str) -> Result<Publish, String> {

@@ -19,6 +19,7 @@ use crate::cell::{Cell, CellConfig, PolicySpec, TaskSpec};
 use crate::config::{Config, ConfigError, Policies, Task};
 use crate::control::{self, Client, ServeConfig, Server};
 use crate::device::attach;
+use crate::net::Tap;
 use crate::run::signals::block_stops;
 use crate::text::{one_line, printable, visible};
 
@@ -197,9 +198,7 @@ fn specs(
 /// the next task may be refused.
 fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<()> {
     // A router of the operator's own may have other ideas of who gets what.
-    if !routed {
-        attach::check(image.manifest(), &spec.blocks, &spec.publish, &spec.name)?;
-    }
+    attach::check(image.manifest(), spec.configured(), &spec.name, !routed)?;
     for block in &spec.blocks {
         let found = block.check();
         found.with_context(|| format!("task {}: device {:?}", spec.name, block.device))?;
@@ -210,6 +209,10 @@ fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<(
                  mode = \"ro\" or \"cow\", or replicas = 1"
             );
         }
+    }
+    for net in &spec.nets {
+        let found = net.tap.as_deref().map_or(Ok(()), Tap::check);
+        found.with_context(|| format!("task {}: device {:?}", spec.name, net.device))?;
     }
     Ok(())
 }

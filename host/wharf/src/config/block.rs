@@ -44,7 +44,7 @@ fn read(
 ) -> Option<Block> {
     let section = field.section("a block device", &[DEVICE, FILE, SIZE, MODE], found)?;
     let device = section.require(DEVICE, found);
-    let device = device.and_then(|it| read_device(it, devices, found));
+    let device = device.and_then(|it| read_device(it, devices, "give each one file", found));
     let mode = section.get(MODE).and_then(|it| read_mode(it, found));
     let size = section.get(SIZE);
     let medium = match mode.unwrap_or(Mode::File(BlockMode::default())) {
@@ -73,9 +73,12 @@ fn read(
     })
 }
 
-fn read_device(
+/// Reads what a device is called; `devices` are those of its kind before it and where
+/// they are, and `way_out` what to do about one that is among them.
+pub(super) fn read_device(
     field: Field<'_>,
     devices: &mut BTreeMap<String, usize>,
+    way_out: &str,
     found: &mut Findings<'_>,
 ) -> Option<String> {
     let device = field.text(found)?;
@@ -85,7 +88,7 @@ fn read_device(
         field.wrong(what, found);
     } else if let Some(&at) = devices.get(device) {
         let line = found.line(at);
-        let what = format!("{quoted} is taken at line {line}: give each one file");
+        let what = format!("{quoted} is taken at line {line}: {way_out}");
         field.wrong(what, found);
     } else {
         devices.insert(device.to_owned(), field.at());

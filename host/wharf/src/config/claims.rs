@@ -20,6 +20,7 @@ pub(super) struct Claims {
     logs: BTreeMap<PathBuf, usize>,
     /// Disks' files, and whether one is written.
     disks: BTreeMap<PathBuf, (usize, bool)>,
+    taps: BTreeMap<String, usize>,
     ports: BTreeMap<(bool, u16), BTreeMap<IpAddr, usize>>,
     /// Tasks with published ports.
     publishing: BTreeSet<String>,
@@ -80,6 +81,18 @@ impl Claims {
             _ => {
                 self.disks.insert(file, (field.at(), writes));
             }
+        }
+    }
+
+    /// An interface has one other end.
+    pub(super) fn tap(&mut self, field: Field<'_>, tap: &str, found: &mut Findings<'_>) {
+        if let Some(&at) = self.taps.get(tap) {
+            let (quoted, line) = (quote(tap), found.line(at));
+            let what =
+                format!("{quoted} is another device's at line {line}: name another interface");
+            field.wrong(what, found);
+        } else {
+            self.taps.insert(tap.to_owned(), field.at());
         }
     }
 

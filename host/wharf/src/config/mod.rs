@@ -2,7 +2,7 @@
 //!
 //! A file is read in three steps: `toml` makes a tree with positions of it,
 //! `section` and `field` read one table and one value of that tree, and `task`,
-//! `block`, `log`, `publish` and `policy` know which values there are. What tasks
+//! `block`, `net`, `log`, `publish` and `policy` know which values there are. What tasks
 //! may not have in common is in `claims`.
 //!
 //! A mistake does not end the reading: whoever corrects a file wants to hear of
@@ -13,6 +13,7 @@ mod claims;
 mod field;
 mod findings;
 mod log;
+mod net;
 mod policy;
 mod problem;
 pub(crate) mod publish;
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-pub use crate::net::Publish;
+pub use crate::net::{NetDevice, Publish};
 pub use policy::{Policies, Policy};
 pub use problem::{ConfigError, Problem};
 pub use task::Task;

@@ -14,6 +14,7 @@ use super::claims::Claims;
 use super::field::Field;
 use super::findings::{Findings, quote};
 use super::log;
+use super::net;
 use super::publish;
 use super::section::{Key, Section};
 use crate::cell::TaskSpec;
@@ -32,6 +33,7 @@ const JOINS: Key = Key::new("joins", "joins = \"web\"");
 const LABELS: Key = Key::new("labels", "labels = { tier = \"front\" }");
 const LOG: Key = Key::new("log", "log = { file = \"web.log\" }");
 const BLOCK: Key = Key::new("block", "[[task.block]]");
+const NET: Key = Key::new("net", "[[task.net]]");
 const KEYS: &[Key] = &[
     NAME,
     IMAGE,
@@ -46,6 +48,7 @@ const KEYS: &[Key] = &[
     LABELS,
     LOG,
     BLOCK,
+    NET,
 ];
 
 const REPLICAS_MAX: u32 = 100;
@@ -87,6 +90,7 @@ impl Task {
         let weight = section.get(WEIGHT);
         let (restart, grace) = (section.get(RESTART), section.get(STOP_TIMEOUT));
         let (labels, log) = (section.get(LABELS), section.get(LOG));
+        let replicas = read_replicas(section, field.at(), claims, found);
         let spec = TaskSpec {
             name: name
                 .and_then(|it| read_name(it, claims, found))
@@ -103,10 +107,14 @@ impl Task {
                     .unwrap_or_default(),
                 ..BootConfig::default()
             },
-            replicas: read_replicas(section, field.at(), claims, found),
+            replicas,
             blocks: section
                 .get(BLOCK)
                 .and_then(|it| block::read_all(it, claims, found))
+                .unwrap_or_default(),
+            nets: section
+                .get(NET)
+                .and_then(|it| net::read_all(it, replicas, claims, found))
                 .unwrap_or_default(),
             publish: section
                 .get(PUBLISH)

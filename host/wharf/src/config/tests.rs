@@ -9,7 +9,7 @@ use wharf_model::cell::Restart;
 
 use wharf_policy::OnFault;
 
-use super::{Config, ConfigError, Host, Policy, Publish, Task};
+use super::{Config, ConfigError, Host, NetDevice, Policy, Publish, Task};
 use crate::cell::{LogFile, TaskSpec};
 use crate::device::{Block, BlockMode, Medium};
 
@@ -70,6 +70,17 @@ size = "1MiB"
 keep = 7
 
 [[task]]
+name = "wire"
+image = "/images/wire.elf"
+
+[[task.net]]
+device = "lan"
+tap = "tap0"
+
+[[task.net]]
+device = "dmz"
+
+[[task]]
 name = "plain"
 image = "/images/plain.elf"
 "#;
@@ -100,9 +111,15 @@ fn every_key_of_the_contract_is_read() {
     assert_eq!(config.policies.router, Some(router));
     assert_eq!(config.policies.upgrader, None);
 
-    let [task, _] = config.tasks.as_slice() else {
+    let [task, wire, _] = config.tasks.as_slice() else {
         panic!("{:?}", config.tasks);
     };
+    let net = |device: &str, tap: Option<&str>| NetDevice {
+        device: device.to_owned(),
+        tap: tap.map(str::to_owned),
+    };
+    let nets = [net("lan", Some("tap0")), net("dmz", None)];
+    assert_eq!(wire.spec.nets, nets);
     let web = &task.spec;
     assert_eq!(web.name, "web");
     assert_eq!(web.image, Path::new("/srv/cell/guest-kernel/apps#http"));
@@ -159,7 +176,7 @@ fn what_is_not_written_has_a_default() {
     let log = task.log.as_ref().unwrap();
     assert_eq!((log.size, log.keep), (16 << 20, 3));
     assert!(task.boot.args == wharf_machine::Args::default() && task.labels.is_empty());
-    assert!(task.publish.is_empty() && task.blocks.is_empty());
+    assert!(task.publish.is_empty() && task.blocks.is_empty() && task.nets.is_empty());
 }
 
 #[test]
@@ -238,6 +255,10 @@ fn each_mistake_is_told_with_its_place_and_the_way_out() {
             "8:12: publish 0.0.0.0:80 is taken at line 4: choose another port",
         ),
         (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nnet = [{ device = \"d\", tap = \"t\" }]\n[[task]]\nname = \"b\"\nimage = \"i\"\nnet = [{ device = \"d\", tap = \"t\" }]",
+            "8:30: tap \"t\" is another device's at line 4: name another interface",
+        ),
+        (
             "[[task]]\nname = \"a\"\nimage = \"i\"\nreplicas = 100\n[[task]]\nname = \"b\"\nimage = \"i\"\nreplicas = 29",
             "8:12: replicas come to 129 in all: lower them to 128, since KVM's notifier cost grows with the machines of a process",
         ),
@@ -279,7 +300,7 @@ fn each_mistake_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "[[task]]\nname = \"a\"\nimage = \"i\"\nhost = 1",
-            "4:1: unknown key \"host\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block",
+            "4:1: unknown key \"host\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block, net",
         ),
         (
             "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.sheduler]\nplugin = \"p\"",
@@ -361,7 +382,7 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "colour = \"red\"",
-            "4:1: unknown key \"colour\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block",
+            "4:1: unknown key \"colour\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block, net",
         ),
         (
             "args = \"a\"",
@@ -592,6 +613,46 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
             "5:1: unknown key \"devise\": did you mean \"device\"?",
         ),
         (
+            "[task.net]\ndevice = \"d\"",
+            "4:1: net cannot be a table: write [[task.net]]",
+        ),
+        (
+            "[[task.net]]\ntap = \"tap0\"",
+            "4:1: a net device needs device: write device = \"lan\"",
+        ),
+        (
+            "[[task.net]]\ndevice = \"a/b\"",
+            "5:10: device \"a/b\" is no name: use 1 to 32 letters, digits, . _ + and -",
+        ),
+        (
+            "[[task.net]]\ndevice = \"d\"\n[[task.net]]\ndevice = \"d\"\ntap = \"t\"",
+            "7:10: device \"d\" is taken at line 5: say it once",
+        ),
+        (
+            "[[task.net]]\ndevice = \"d\"\ntap = 1",
+            "6:7: tap cannot be an integer: write tap = \"tap0\"",
+        ),
+        (
+            "[[task.net]]\ndevice = \"d\"\ntab = \"t\"",
+            "6:1: unknown key \"tab\": did you mean \"tap\"?",
+        ),
+        (
+            "[[task.net]]\ndevice = \"d\"\ntap = \"switch\"",
+            "6:7: tap \"switch\" is what the host's switch is called: take tap out for that",
+        ),
+        (
+            "[[task.net]]\ndevice = \"d\"\ntap = \"a234567890123456\"",
+            "6:7: tap \"a234567890123456\" is no interface's name: use 1 to 15 letters, digits and signs but /, : and %",
+        ),
+        (
+            "replicas = 2\n[[task.net]]\ndevice = \"d\"\ntap = \"t\"",
+            "7:7: tap \"t\" cannot be 2 replicas' at once: write replicas = 1, or take tap out",
+        ),
+        (
+            "[[task.net]]\ndevice = \"d\"\ntap = \"t\"\n[[task.net]]\ndevice = \"e\"\ntap = \"t\"",
+            "9:7: tap \"t\" is another device's at line 6: name another interface",
+        ),
+        (
             "args = [\"é\", \"\"\"\nx\"\"\", 1]",
             "5:7: args cannot be an integer: write args = [\"--greeting\", \"hello\"]",
         ),
@@ -646,6 +707,14 @@ fn what_does_not_meet_is_no_clash() {
         (
             "block = [{ device = \"d\", file = \"a\" }]",
             "block = [{ device = \"d\", file = \"b\" }]",
+        ),
+        (
+            "net = [{ device = \"d\", tap = \"tap0\" }]",
+            "net = [{ device = \"d\", tap = \"tap1\" }, { device = \"e\" }]",
+        ),
+        (
+            "net = [{ device = \"d\" }]\nreplicas = 2",
+            "net = [{ device = \"d\" }]",
         ),
         (
             "block = [{ device = \"d\", file = \"a\", mode = \"ro\" }]",
@@ -796,8 +865,8 @@ proptest! {
     fn no_file_is_too_odd(
         lines in prop::collection::vec(
             (
-                "(\\[host\\]|\\[policy\\.router\\]|\\[\\[task\\]\\]|\\[\\[task\\.block\\]\\]|\\[task\\.log\\])?",
-                "(name|image|args|memory|replicas|publish|labels|file|size|keep|mode|plugin|config)",
+                "(\\[host\\]|\\[policy\\.router\\]|\\[\\[task\\]\\]|\\[\\[task\\.block\\]\\]|\\[\\[task\\.net\\]\\]|\\[task\\.log\\])?",
+                "(name|image|args|memory|replicas|publish|labels|file|size|keep|mode|device|tap|plugin|config)",
                 "(1|-1|1e9|\"\"|\"é\"|\"32MiB\"|\"80:80\"|\\[\"80:80\"\\]|\\[\\[1\\]\\]|\\{a=1\\}|true|07:32:00)",
             ),
             0..12,

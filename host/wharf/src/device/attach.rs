@@ -9,10 +9,7 @@ use wharf_machine::image::ManifestView;
 use wharf_model::policy::{AttachVerdict, Attachment, DeviceKind as PolicyKind};
 
 use super::{Block, DiskError};
-use crate::net::{NetError, Publish};
-
-/// What a router knows the cell's switch as.
-const SWITCH: &str = "switch";
+use crate::net::{NetDevice, NetError, Publish, SWITCH};
 
 /// Who asks, for a policy to know.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +42,7 @@ pub enum AttachError {
     },
     /// Somebody configured what the image does not want.
     #[error(
-        "task {task}: block device {device:?} is configured, and image {image} does not declare \
+        "task {task}: {kind} device {device:?} is configured, and image {image} does not declare \
          it ({declared}): take it out, or correct its name"
     )]
     NotDeclared {
@@ -53,6 +50,8 @@ pub enum AttachError {
         task: String,
         /// The image's name.
         image: String,
+        /// What it would be.
+        kind: &'static str,
         /// The device.
         device: String,
         /// What it does declare.
@@ -84,7 +83,7 @@ pub enum AttachError {
         /// The device.
         device: String,
     },
-    /// The kernel has nothing left for its connections or frames.
+    /// There is nothing for its connections or frames.
     #[error("task {task}: device {device:?}")]
     Network {
         /// The task.
@@ -116,20 +115,33 @@ pub enum AttachError {
     },
 }
 
-/// What is there for a task's devices.
-pub struct Supply<'a> {
+/// What is configured of a task that goes with what its image declares.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Configured<'a> {
     /// Its block devices.
     pub blocks: &'a [Block],
-    /// Another way to a block device of the generation before, which has it.
-    pub legacy: &'a dyn Fn(&Block) -> Option<io::Result<Box<dyn Disk>>>,
+    /// Its devices for frames; those that are not among them are on the switch.
+    pub nets: &'a [NetDevice],
     /// Its published ports.
     pub publish: &'a [Publish],
+}
+
+/// Makes what stands behind the device of that number, of those for frames: that tap
+/// interface, or else the switch.
+pub type MakeWire<'a> = dyn Fn(u8, Option<&str>) -> Result<Box<dyn Wire>, NetError> + 'a;
+
+/// What is there for a task's devices.
+pub struct Supply<'a> {
+    /// What the operator said.
+    pub configured: Configured<'a>,
+    /// Another way to a block device of the generation before, which has it.
+    pub legacy: &'a dyn Fn(&Block) -> Option<io::Result<Box<dyn Disk>>>,
     /// Makes what stands behind its streams.
     pub network: &'a dyn Fn() -> Result<Box<dyn Network>, NetError>,
     /// Makes what it reads; nothing, for a task in the background.
     pub input: &'a dyn Fn() -> Option<Box<dyn Input>>,
-    /// Makes what stands behind its device of that number, of those for frames.
-    pub wire: &'a dyn Fn(u8) -> Result<Box<dyn Wire>, NetError>,
+    /// Makes what stands behind its devices for frames.
+    pub wire: &'a MakeWire<'a>,
 }
 
 /// Finds and opens a back end for each device that `image` declares, in its order.
@@ -147,15 +159,15 @@ pub fn attach(
     mut route: impl FnMut(Attachment) -> AttachVerdict,
 ) -> Result<Vec<Backend>, AttachError> {
     let task = || asker.task.to_owned();
-    let blocks = supply.blocks;
-    if strict {
-        check(image, blocks, supply.publish, asker.task)?;
-    } else {
-        check_streams(image, supply.publish, asker.task)?;
-    }
+    let Configured { blocks, nets, .. } = supply.configured;
+    check(image, supply.configured, asker.task, strict)?;
     let mut backends = Vec::with_capacity(image.devices.len());
     let mut wires = 0..=u8::MAX;
     for device in &image.devices {
+        let tap = nets
+            .iter()
+            .find(|it| it.device == device.name)
+            .and_then(|it| it.tap.as_deref());
         let (kind, names) = match device.kind {
             DeviceKind::Block => (
                 PolicyKind::Block,
@@ -163,7 +175,10 @@ pub fn attach(
             ),
             // There is one network, for whatever name.
             DeviceKind::Stream => (PolicyKind::Stream, vec![device.name.clone()]),
-            DeviceKind::Net => (PolicyKind::Frames, vec![SWITCH.to_owned()]),
+            DeviceKind::Net => (
+                PolicyKind::Frames,
+                tap.into_iter().chain([SWITCH]).map(str::to_owned).collect(),
+            ),
             // Nothing to route: there is one of each, and it leads nowhere.
             DeviceKind::Entropy => {
                 backends.push(Backend::Entropy);
@@ -203,7 +218,8 @@ pub fn attach(
             DeviceKind::Net => {
                 // An image has far fewer devices.
                 let number = wires.next().unwrap_or(u8::MAX);
-                let wire = (supply.wire)(number).map_err(no_network)?;
+                let tap = tap.filter(|_| verdict == AttachVerdict::Backend(0));
+                let wire = (supply.wire)(number, tap).map_err(no_network)?;
                 backends.push(Backend::Net(Box::new(Frames::new(wire))));
                 continue;
             }
@@ -232,38 +248,47 @@ pub fn attach(
     Ok(backends)
 }
 
-/// Whether what is configured is what an image declares, name by name.
+/// Whether what is configured is what an image declares: its connections, and, when
+/// `strict`, its devices, name by name.
 ///
 /// # Errors
 ///
 /// [`AttachError`], for the first that is not.
 pub fn check(
     image: &ManifestView,
-    blocks: &[Block],
-    publish: &[Publish],
+    configured: Configured<'_>,
     task: &str,
+    strict: bool,
 ) -> Result<(), AttachError> {
-    for device in &image.devices {
-        match device.kind {
-            DeviceKind::Block if blocks.iter().any(|it| it.device == device.name) => {}
-            DeviceKind::Block => return Err(not_configured(image, &device.name, task)),
-            DeviceKind::Stream | DeviceKind::Net | DeviceKind::Entropy | DeviceKind::Console => {}
-        }
+    check_streams(image, configured.publish, task)?;
+    if !strict {
+        return Ok(());
     }
-    check_streams(image, publish, task)?;
-    let declares = |block: &&Block| {
-        image
-            .devices
-            .iter()
-            .any(|it| it.kind == DeviceKind::Block && it.name == block.device)
+    let Configured { blocks, nets, .. } = configured;
+    let mut wanted = image.devices.iter();
+    let is_configured = |name: &String| blocks.iter().any(|it| it.device == *name);
+    if let Some(device) = wanted.find(|it| it.kind == DeviceKind::Block && !is_configured(&it.name))
+    {
+        return Err(not_configured(image, &device.name, task));
+    }
+    let blocks = blocks.iter().map(|it| (DeviceKind::Block, &it.device));
+    let nets = nets.iter().map(|it| (DeviceKind::Net, &it.device));
+    let is_declared = |(kind, name): &(DeviceKind, &String)| {
+        let mut devices = image.devices.iter();
+        devices.any(|it| it.kind == *kind && it.name == **name)
     };
-    match blocks.iter().find(|block| !declares(block)) {
+    match blocks.chain(nets).find(|it| !is_declared(it)) {
         None => Ok(()),
-        Some(block) => Err(AttachError::NotDeclared {
+        Some((kind, device)) => Err(AttachError::NotDeclared {
             task: task.to_owned(),
             image: image.name.clone(),
-            device: block.device.clone(),
-            declared: declared(image),
+            kind: if kind == DeviceKind::Net {
+                "net"
+            } else {
+                "block"
+            },
+            device: device.clone(),
+            declared: declared(image, kind),
         }),
     }
 }
@@ -290,12 +315,10 @@ fn check_streams(image: &ManifestView, publish: &[Publish], task: &str) -> Resul
     }
 }
 
-fn declared(image: &ManifestView) -> String {
-    let blocks = image
-        .devices
-        .iter()
-        .filter(|it| it.kind == DeviceKind::Block);
-    let names: Vec<&str> = blocks.map(|it| it.name.as_str()).collect();
+/// What an image declares of a kind.
+fn declared(image: &ManifestView, kind: DeviceKind) -> String {
+    let devices = image.devices.iter().filter(|it| it.kind == kind);
+    let names: Vec<&str> = devices.map(|it| it.name.as_str()).collect();
     match names.as_slice() {
         [] => "it declares none".to_owned(),
         names => format!("it declares {}", names.join(", ")),

@@ -13,7 +13,8 @@
 //! runs the guest, without another thread in between ([`Sockets`]).
 //!
 //! Guests that bring a network stack of their own have a port of the cell's [`Switch`]
-//! instead, which carries their frames to each other and nowhere else.
+//! instead, which carries their frames to each other and nowhere else, or a [`Tap`]
+//! interface of the machine's.
 //!
 //! No thread watches sockets on behalf of a worker that is in a guest. A worker looks
 //! at its guests' sockets between two turns, and a turn is no longer than a slice
@@ -25,18 +26,22 @@ mod board;
 mod drops;
 mod sockets;
 mod switch;
+mod tap;
 mod times;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use wharf_machine::device::Wire;
 
 pub use acceptor::Acceptor;
 pub use board::{Board, Guest, Router, Share, Traffic};
 pub use drops::FrameDrops;
 pub use sockets::Sockets;
 pub use switch::{Port, Switch};
+pub use tap::{Tap, TapError, is_tap_name};
 pub use times::{Times, TimesThen};
 
 /// Most connections that a guest has at a time.
@@ -54,7 +59,37 @@ pub struct Publish {
     pub guest_port: u16,
 }
 
-/// A port could not be published.
+/// What a router knows the cell's switch as.
+pub const SWITCH: &str = "switch";
+
+/// A device for frames, as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetDevice {
+    /// The name that the image declares.
+    pub device: String,
+    /// The tap interface that it is attached to; none for the cell's switch.
+    pub tap: Option<String>,
+}
+
+/// Plugs the device of this number of a replica into a tap interface, or else into a
+/// switch. Its address is the same at both.
+///
+/// # Errors
+///
+/// When the interface cannot be had, or the kernel has no descriptors left.
+pub fn wire(
+    switch: &Arc<Switch>,
+    (replica, device): (u32, u8),
+    tap: Option<&str>,
+    drops: Arc<FrameDrops>,
+) -> Result<Box<dyn Wire>, NetError> {
+    Ok(match tap {
+        Some(interface) => Box::new(Tap::open(interface, switch.mac(replica, device), drops)?),
+        None => Box::new(switch.plug(replica, device, drops)?),
+    })
+}
+
+/// A port could not be published, or a guest not be plugged in.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// It cannot be listened on.
@@ -67,7 +102,10 @@ pub enum NetError {
         /// Why not.
         source: io::Error,
     },
-    /// The kernel has no descriptor or thread left for the acceptor.
+    /// A tap interface cannot be had.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The kernel has no descriptor or thread left.
     #[error("the kernel refused {what}")]
     System {
         /// What was tried.

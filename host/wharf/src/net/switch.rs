@@ -111,7 +111,7 @@ impl Switch {
     }
 
     /// The address of a device. A cell has far fewer than 65,536 replicas.
-    const fn mac(&self, replica: u32, device: u8) -> Mac {
+    pub(super) const fn mac(&self, replica: u32, device: u8) -> Mac {
         let [_, _, high, low] = replica.to_be_bytes();
         let [first, second] = self.seed;
         [LOCAL, first, second, device, high, low]

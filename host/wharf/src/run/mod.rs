@@ -22,9 +22,9 @@ use wharf_model::policy::built_in;
 use wharf_model::{Action, Event, Instant, Outcome, Task};
 
 use crate::device::Block;
-use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::device::attach::{self, Asker, AttachError, Configured, Supply};
 use crate::guest::GuestRun;
-use crate::net::{Acceptor, Board, Guest, NetError, Publish, Sockets, Switch};
+use crate::net::{self, Acceptor, Board, Guest, NetDevice, NetError, Publish, Sockets, Switch};
 use alarm::Alarm;
 pub use console::Lost;
 use console::{Console, Written};
@@ -40,6 +40,8 @@ pub struct RunConfig {
     pub name: Option<String>,
     /// What stands behind its devices.
     pub blocks: Vec<Block>,
+    /// What its devices for frames are attached to.
+    pub nets: Vec<NetDevice>,
     /// Its ports that can be reached from outside.
     pub publish: Vec<Publish>,
     /// The task ends when it has run so long.
@@ -173,13 +175,16 @@ fn attach(
     };
     // Nobody else is on it.
     let switch = Arc::new(Switch::new());
-    let wire = |device| -> Result<Box<dyn Wire>, NetError> {
-        Ok(Box::new(switch.plug(0, device, Arc::default())?))
+    let wire = |device, tap: Option<&str>| -> Result<Box<dyn Wire>, NetError> {
+        net::wire(&switch, (0, device), tap, Arc::default())
     };
     let supply = Supply {
-        blocks: &config.blocks,
+        configured: Configured {
+            blocks: &config.blocks,
+            nets: &config.nets,
+            publish: &config.publish,
+        },
         legacy: &|_| None,
-        publish: &config.publish,
         network: &network,
         input: &|| Some(Box::new(Stdin::default())),
         wire: &wire,

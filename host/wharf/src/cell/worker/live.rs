@@ -25,7 +25,7 @@ use crate::device::Block;
 use crate::device::attach::{self, Asker, AttachError, Supply};
 use crate::guest::GuestRun;
 use crate::headroom;
-use crate::net::{Guest, NetError, Share, Sockets};
+use crate::net::{self, Guest, NetError, Share, Sockets};
 
 /// How long a guest that writes more than its log file takes is kept waiting.
 const LOG_PAUSE: Duration = Duration::from_millis(1);
@@ -106,19 +106,14 @@ impl Live {
             let share = Arc::clone(&share);
             Ok(Box::new(Sockets::new(board, guest, traffic, share)?))
         };
-        let wire = |device| -> Result<Box<dyn Wire>, NetError> {
+        let wire = |device, tap: Option<&str>| -> Result<Box<dyn Wire>, NetError> {
             let drops = Arc::clone(meters.frames());
-            Ok(Box::new(shared.switch.plug(
-                guest.replica,
-                device,
-                drops,
-            )?))
+            net::wire(&shared.switch, (guest.replica, device), tap, drops)
         };
         let legacy = |block: &Block| old?.guest.machine.share_disk(&block.device);
         let supply = Supply {
-            blocks: &spec.blocks,
+            configured: spec.configured(),
             legacy: &legacy,
-            publish: &spec.publish,
             network: &network,
             wire: &wire,
             input: &|| None,
