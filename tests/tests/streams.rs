@@ -207,6 +207,18 @@ fn what_cannot_be_published_refuses_the_whole_in_one_line() {
     let told =
         format!("task a: 127.0.0.1:{free} is published, and image hello declares no stream device");
     assert!(printed.stderr.contains(&told), "{}", printed.stderr);
+    // Nor can it have a share of another's.
+    let toml =
+        task("web", "echo", &[], &published(free, 7)) + &task("a", "hello", &[], "joins = \"web\"");
+    let host = Host::new(directory.path(), &toml);
+    for args in [&[][..], &["--detach"], &["--check"]] {
+        let printed = output(&mut host.up_command(args));
+        let told = "task a: joins \"web\", and image hello declares no stream device: take joins \
+                    out, or add stream = [\"net\"] to the image's `#[wharf::main]`\n";
+        assert_eq!(printed.status, 125, "{args:?}");
+        assert!(printed.stderr.ends_with(told), "{}", printed.stderr);
+        assert_eq!(printed.stderr.lines().count(), 1, "{}", printed.stderr);
+    }
     for publish in ["80", "0:80", "nowhere:80:80"] {
         let printed = output(&mut wharf(["run", "--publish", publish, "x.elf"]));
         assert_eq!(printed.status, 2, "{publish}");

@@ -68,6 +68,7 @@ impl TaskSpec {
             blocks: &self.blocks,
             nets: &self.nets,
             publish: &self.publish,
+            joins: self.joins.as_deref(),
         }
     }
 }

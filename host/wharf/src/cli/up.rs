@@ -71,6 +71,7 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         .or(own)
         .unwrap_or_else(control::default_path);
     if args.check {
+        check_built(&config)?;
         Server::check(&socket)?;
         let tasks = match config.tasks.len() {
             1 => "1 task".to_owned(),
@@ -191,6 +192,20 @@ fn specs(
         specs.push(spec);
     }
     Ok(specs)
+}
+
+/// Whether what is configured of tasks goes with their images, as far as these are files:
+/// the others are not built yet.
+fn check_built(config: &Config) -> anyhow::Result<()> {
+    let routed = config.policies.router.is_some();
+    for Task { spec } in &config.tasks {
+        if let Ok(Source::Artefact(file)) = Source::find(&spec.image)
+            && let Ok(image) = Image::open(&file)
+        {
+            attach::check(image.manifest(), spec.configured(), &spec.name, !routed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether every device of a task is there and could be opened: what an operator hears

@@ -70,6 +70,19 @@ pub enum AttachError {
         /// The port.
         address: SocketAddr,
     },
+    /// It is to have a share of another task's connections, and its image takes none.
+    #[error(
+        "task {task}: joins {joins:?}, and image {image} declares no stream device: take joins \
+         out, or add stream = [\"net\"] to the image's `#[wharf::main]`"
+    )]
+    JoinsWithoutStream {
+        /// The task.
+        task: String,
+        /// The image's name.
+        image: String,
+        /// The task that it joins.
+        joins: String,
+    },
     /// One network is all there is.
     #[error(
         "task {task}: image {image} declares the stream device {device:?} and another one before \
@@ -124,6 +137,8 @@ pub struct Configured<'a> {
     pub nets: &'a [NetDevice],
     /// Its published ports.
     pub publish: &'a [Publish],
+    /// The task whose published ports lead to it as well.
+    pub joins: Option<&'a str>,
 }
 
 /// Makes what stands behind the device of that number, of those for frames: that tap
@@ -260,7 +275,7 @@ pub fn check(
     task: &str,
     strict: bool,
 ) -> Result<(), AttachError> {
-    check_streams(image, configured.publish, task)?;
+    check_streams(image, configured, task)?;
     if !strict {
         return Ok(());
     }
@@ -293,8 +308,12 @@ pub fn check(
     }
 }
 
-/// Whether published ports have an image that takes connections.
-fn check_streams(image: &ManifestView, publish: &[Publish], task: &str) -> Result<(), AttachError> {
+/// Whether ports that lead to a task have an image that takes connections.
+fn check_streams(
+    image: &ManifestView,
+    configured: Configured<'_>,
+    task: &str,
+) -> Result<(), AttachError> {
     let is_stream = |it: &&wharf_machine::image::Device| it.kind == DeviceKind::Stream;
     let mut streams = image.devices.iter().filter(is_stream);
     let (first, second) = (streams.next(), streams.next());
@@ -305,13 +324,22 @@ fn check_streams(image: &ManifestView, publish: &[Publish], task: &str) -> Resul
             device: second.name.clone(),
         });
     }
-    match publish.first() {
-        Some(port) if first.is_none() => Err(AttachError::NoStream {
-            task: task.to_owned(),
-            image: image.name.clone(),
+    if first.is_some() {
+        return Ok(());
+    }
+    let (task, image) = (task.to_owned(), image.name.clone());
+    match (configured.publish.first(), configured.joins) {
+        (Some(port), _) => Err(AttachError::NoStream {
+            task,
+            image,
             address: port.address,
         }),
-        _ => Ok(()),
+        (None, Some(joins)) => Err(AttachError::JoinsWithoutStream {
+            task,
+            image,
+            joins: joins.to_owned(),
+        }),
+        (None, None) => Ok(()),
     }
 }
 

@@ -183,6 +183,7 @@ fn attach(
             blocks: &config.blocks,
             nets: &config.nets,
             publish: &config.publish,
+            joins: None,
         },
         legacy: &|_| None,
         network: &network,
