@@ -15,14 +15,17 @@
 //! # Connections from outside
 //!
 //! The host sends [`Op::Request`] from ([`HOST_CID`], a port of its choice) to
-//! (the guest's CID, the guest's port). The guest answers [`Op::Response`], or
-//! [`Op::Reset`] when nobody listens there. The host's port tells its connections
-//! apart and may be used again once both sides are done with it.
+//! (the guest's CID, the guest's port). Since contract 1.3 there is an [`Endpoint`]
+//! behind the header, which takes no credit: where the client is, all 0 when that is
+//! another guest of the same host, or is not known any more. Who does not want to know
+//! passes over it. The guest answers [`Op::Response`], or [`Op::Reset`] when nobody
+//! listens there. The host's port tells its connections apart and may be used again once
+//! both sides are done with it.
 //!
 //! # Connections to the outside
 //!
 //! The guest sends [`Op::Request`] to ([`HOST_CID`], [`CONNECT_PORT`]) from a port
-//! that it has no other connection on, and behind the header a [`Destination`]. The
+//! that it has no other connection on, and behind the header an [`Endpoint`]. The
 //! host answers [`Op::Response`] when the connection is there, and [`Op::Reset`]
 //! when there is none, with a [`Refusal`] in [`Header::flags`].
 //!
@@ -40,6 +43,8 @@
 //! ([`Header::fwd_cnt`], modulo 2³²), and neither sends more than the other can
 //! keep. The host tells of its own accord when it can take more. A guest that sends
 //! more than it may ends with a fault.
+
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -154,16 +159,40 @@ impl Op {
     }
 }
 
-/// Where a guest wants to be connected to.
+/// The other end of a connection: where a guest wants to be connected to, or where its
+/// client is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct Destination {
+pub struct Endpoint {
     /// An IPv6 address, or an IPv4 one as `::ffff:a.b.c.d`, as bytes in its own order.
     pub address: [u8; 16],
-    /// The TCP port, little-endian, not 0.
+    /// The TCP port, little-endian; not 0 but of a client that has no address.
     pub port: u16,
     /// 0.
     pub reserved: u16,
+}
+
+impl Endpoint {
+    /// The same as an address; `[::]:0` when it is all 0.
+    #[must_use]
+    pub fn socket_addr(&self) -> SocketAddr {
+        let address = IpAddr::V6(Ipv6Addr::from(self.address));
+        SocketAddr::new(address.to_canonical(), u16::from_le(self.port))
+    }
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        let bytes = match address {
+            SocketAddr::V4(it) => it.ip().to_ipv6_mapped(),
+            SocketAddr::V6(it) => *it.ip(),
+        };
+        Self {
+            address: bytes.octets(),
+            port: address.port().to_le(),
+            reserved: 0,
+        }
+    }
 }
 
 /// Why a guest was not connected.
@@ -214,12 +243,28 @@ const _: () = {
     assert!(offset_of!(Header, op) == 30);
     assert!(offset_of!(Header, flags) == 32);
     assert!(offset_of!(Header, fwd_cnt) == 40);
-    assert!(size_of::<Destination>() == 20);
+    assert!(size_of::<Endpoint>() == 20);
 };
 
 #[cfg(test)]
 mod tests {
-    use super::{Op, Refusal};
+    use core::net::SocketAddr;
+
+    use super::{Endpoint, Op, Refusal};
+
+    #[test]
+    fn addresses_round_trip() {
+        for text in ["192.0.2.1:80", "[2001:db8::1]:65535", "[::]:0"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(Endpoint::from(address).socket_addr(), address);
+        }
+        let mapped = Endpoint::from(SocketAddr::from(([192, 0, 2, 1], 0x1234)));
+        let address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 192, 0, 2, 1];
+        assert_eq!(
+            (mapped.address, u16::from_le(mapped.port)),
+            (address, 0x1234)
+        );
+    }
 
     #[test]
     fn numbers_round_trip() {

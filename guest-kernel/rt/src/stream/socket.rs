@@ -6,7 +6,7 @@ use core::future::poll_fn;
 use core::net::SocketAddr;
 
 use embedded_io_async::{ErrorType, Read, Write};
-use wharf_abi::stream::{Destination, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use wharf_abi::stream::{Endpoint, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 use super::Error;
 use super::connection::BOTH;
@@ -54,14 +54,7 @@ impl TcpStream {
     /// device.
     pub async fn connect(address: SocketAddr) -> Result<Self, Error> {
         let device = driver::device()?;
-        let destination = Destination {
-            address: match address {
-                SocketAddr::V4(it) => it.ip().to_ipv6_mapped().octets(),
-                SocketAddr::V6(it) => it.ip().octets(),
-            },
-            port: address.port().to_le(),
-            reserved: 0,
-        };
+        let destination = Endpoint::from(address);
         // From here on it is dropped with the future.
         let stream = Self::of(device, device.with(|table| table.connect(&destination)));
         let Handle { device, slot } = stream.0;

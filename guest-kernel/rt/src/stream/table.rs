@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::task::{Context, Poll, Waker};
 
 use slab::Slab;
-use wharf_abi::stream::{CONNECT_PORT, Destination, GUEST_CID, HOST_CID, Header, Op, TYPE_STREAM};
+use wharf_abi::stream::{CONNECT_PORT, Endpoint, GUEST_CID, HOST_CID, Header, Op, TYPE_STREAM};
 use wharf_abi::upgrade::Rest;
 use zerocopy::IntoBytes;
 
@@ -108,7 +108,7 @@ impl Table {
     }
 
     /// Asks for a connection to the outside.
-    pub(super) fn connect(&mut self, destination: &Destination) -> usize {
+    pub(super) fn connect(&mut self, destination: &Endpoint) -> usize {
         let mut key = Key {
             local: self.next_port,
             peer: CONNECT_PORT,

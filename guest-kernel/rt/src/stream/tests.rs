@@ -4,8 +4,8 @@ use core::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
 use wharf_abi::stream::{
-    CONNECT_PORT, Destination, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op, Refusal,
-    SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
+    CONNECT_PORT, Endpoint, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND, TYPE_STREAM,
 };
 use zerocopy::FromBytes;
 
@@ -479,7 +479,7 @@ fn a_port_that_is_used_again_is_another_connection() {
 #[test]
 fn a_connection_to_the_outside_is_asked_for_and_made() {
     let mut pair = Pair::new();
-    let destination = Destination {
+    let destination = Endpoint {
         address: [7; 16],
         port: 443,
         reserved: 0,
@@ -492,7 +492,7 @@ fn a_connection_to_the_outside_is_asked_for_and_made() {
         (header.op, { header.dst_port }),
         (Op::Request.raw(), CONNECT_PORT)
     );
-    assert_eq!(Destination::read_from_bytes(payload), Ok(destination));
+    assert_eq!(Endpoint::read_from_bytes(payload), Ok(destination));
     assert_eq!({ header.buf_alloc }, WINDOW);
 
     pair.peer = CONNECT_PORT;
@@ -516,7 +516,7 @@ fn a_connection_to_the_outside_is_asked_for_and_made() {
 fn a_refusal_says_why() {
     for refusal in (0..8).map(|raw| (raw, Refusal::from_raw(raw).unwrap_or(Refusal::Refused))) {
         let mut pair = Pair::new();
-        let slot = pair.table.connect(&Destination {
+        let slot = pair.table.connect(&Endpoint {
             address: [7; 16],
             port: 443,
             reserved: 0,
@@ -536,7 +536,7 @@ fn a_refusal_says_why() {
 #[test]
 fn who_gives_up_connecting_says_so() {
     let mut pair = Pair::new();
-    let slot = pair.table.connect(&Destination {
+    let slot = pair.table.connect(&Endpoint {
         address: [7; 16],
         port: 443,
         reserved: 0,

@@ -17,13 +17,13 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use virtio_queue::Queue;
 use wharf_abi::device::QUEUES_MAX;
 use wharf_abi::stream::{
-    CONNECT_PORT, DEVICE_TYPE, Destination, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op,
-    PAYLOAD_MAX, QUEUE_RECEIVE, QUEUE_TRANSMIT, RECEIVE_MIN, Refusal, TYPE_STREAM,
+    CONNECT_PORT, DEVICE_TYPE, Endpoint, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op, PAYLOAD_MAX,
+    QUEUE_RECEIVE, QUEUE_TRANSMIT, RECEIVE_MIN, Refusal, TYPE_STREAM,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -241,10 +241,10 @@ impl Streams {
         packet: &Header,
         ports: Ports,
     ) -> Result<(), Broken> {
-        let wanted = u64_of(size_of::<Destination>());
-        let mut bytes = [0; size_of::<Destination>()];
+        let wanted = u64_of(size_of::<Endpoint>());
+        let mut bytes = [0; size_of::<Endpoint>()];
         chain.readable(user, HEADER, wanted)?.copy_out(&mut bytes);
-        let to = Destination::read_from_bytes(&bytes)
+        let to = Endpoint::read_from_bytes(&bytes)
             .ok()
             .filter(|_| u64::from(packet.len) == wanted)
             .and_then(destination);
@@ -661,8 +661,6 @@ fn uprooted(
     })
 }
 
-fn destination(it: Destination) -> Option<SocketAddr> {
-    let address = IpAddr::V6(Ipv6Addr::from(it.address)).to_canonical();
-    let port = u16::from_le(it.port);
-    (port != 0 && it.reserved == 0).then(|| SocketAddr::new(address, port))
+fn destination(it: Endpoint) -> Option<SocketAddr> {
+    (it.port != 0 && it.reserved == 0).then(|| it.socket_addr())
 }
