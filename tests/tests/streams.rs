@@ -226,6 +226,28 @@ fn what_cannot_be_published_refuses_the_whole_in_one_line() {
 }
 
 #[test]
+fn a_guest_is_told_who_its_client_is() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let (four, six) = (port(), port());
+    let publish = format!("publish = [\"{four}:7\", \"[::1]:{six}:7\"]");
+    let to = format!("127.0.0.1:{four}");
+    let toml = task("peer", "peer", &[], &publish)
+        + &task("fetch", "fetch", &[&to, "?"], "restart = \"never\"");
+    let host = Host::up(directory.path(), &toml);
+    for address in [to, format!("[::1]:{six}")] {
+        let mut stream = connect_to(address.parse().unwrap());
+        let own = stream.local_addr().unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert_eq!(said, format!("{own}\n"));
+    }
+    // Another guest has no address.
+    host.until_task("fetch.0", |it| it.optional("exit_status") == Some(0));
+    assert_eq!(host.ask(&["logs", "fetch"]), "[::]:0\n");
+}
+
+#[test]
 fn who_comes_before_the_guest_waits_for_it() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();

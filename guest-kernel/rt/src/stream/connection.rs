@@ -12,6 +12,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use core::net::SocketAddr;
 use core::task::{Context, Poll, Waker};
 
 use wharf_abi::stream::{
@@ -72,6 +73,8 @@ pub(super) enum End {
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) key: Key,
+    /// Who is at the other end.
+    pub(super) peer: SocketAddr,
     pub(super) owner: Owner,
     pub(super) phase: Phase,
     credit: Credit,
@@ -95,9 +98,16 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(key: Key, owner: Owner, phase: Phase, credit: Credit) -> Self {
+    pub(super) fn new(
+        key: Key,
+        peer: SocketAddr,
+        owner: Owner,
+        phase: Phase,
+        credit: Credit,
+    ) -> Self {
         Self {
             key,
+            peer,
             owner,
             phase,
             credit,

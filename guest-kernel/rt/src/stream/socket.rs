@@ -6,7 +6,7 @@ use core::future::poll_fn;
 use core::net::SocketAddr;
 
 use embedded_io_async::{ErrorType, Read, Write};
-use wharf_abi::stream::{Endpoint, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use wharf_abi::stream::{SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
 use super::Error;
 use super::connection::BOTH;
@@ -54,9 +54,8 @@ impl TcpStream {
     /// device.
     pub async fn connect(address: SocketAddr) -> Result<Self, Error> {
         let device = driver::device()?;
-        let destination = Endpoint::from(address);
         // From here on it is dropped with the future.
-        let stream = Self::of(device, device.with(|table| table.connect(&destination)));
+        let stream = Self::of(device, device.with(|table| table.connect(address)));
         let Handle { device, slot } = stream.0;
         poll_fn(|context| device.with(|table| table.poll_connected(slot, context))).await?;
         Ok(stream)
@@ -64,6 +63,14 @@ impl TcpStream {
 
     pub(super) fn of(device: &'static Device, slot: usize) -> Self {
         Self(Handle { device, slot })
+    }
+
+    /// Returns the address of the client that was accepted, or the one that was connected
+    /// to. Of another guest of the same host it is `[::]:0`, and of a client that was
+    /// gone before it was asked for, or under a host of contract 1.2 or before.
+    #[must_use]
+    pub fn peer(&self) -> SocketAddr {
+        self.0.device.with(|table| table.peer(self.0.slot))
     }
 
     /// Lends the two directions, to be used beside each other in one task.

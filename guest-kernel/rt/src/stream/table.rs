@@ -5,12 +5,13 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::task::{Context, Poll, Waker};
 
 use slab::Slab;
 use wharf_abi::stream::{CONNECT_PORT, Endpoint, GUEST_CID, HOST_CID, Header, Op, TYPE_STREAM};
 use wharf_abi::upgrade::Rest;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
 use super::connection::{BOTH, Connection, Key, Owner, Phase, reply};
@@ -108,7 +109,7 @@ impl Table {
     }
 
     /// Asks for a connection to the outside.
-    pub(super) fn connect(&mut self, destination: &Endpoint) -> usize {
+    pub(super) fn connect(&mut self, to: SocketAddr) -> usize {
         let mut key = Key {
             local: self.next_port,
             peer: CONNECT_PORT,
@@ -117,11 +118,16 @@ impl Table {
             key.local = port_after(key.local);
         }
         self.next_port = port_after(key.local);
-        let slot = self.insert(key, Owner::Stream, Phase::Connecting);
+        let slot = self.insert(key, to, Owner::Stream, Phase::Connecting);
         self.with(slot, |connection, output| {
-            connection.request(destination.as_bytes(), output);
+            connection.request(Endpoint::from(to).as_bytes(), output);
         });
         slot
+    }
+
+    /// Who is at the other end of a stream.
+    pub(super) fn peer(&self, slot: usize) -> SocketAddr {
+        self.connections.get(slot).map_or(NOBODY, |it| it.peer)
     }
 
     /// Waits for the answer to [`connect`](Self::connect).
@@ -196,7 +202,7 @@ impl Table {
             peer: header.src_port,
         };
         if op == Op::Request {
-            self.requested(key, header);
+            self.requested(key, header, payload);
             return;
         }
         // What is for nobody crossed a reset on its way. To answer that could end
@@ -251,7 +257,7 @@ impl Table {
         self.connections.len()
     }
 
-    fn requested(&mut self, key: Key, header: &Header) {
+    fn requested(&mut self, key: Key, header: &Header, payload: &[u8]) {
         if let Some(&old) = self.by_key.get(&key) {
             // The host would not use a port again that it has not done with.
             let reset = Header {
@@ -273,16 +279,19 @@ impl Table {
         let slot = self.connections.vacant_key();
         listener.backlog.push_back(slot);
         listener.waiting.drain(..).for_each(Waker::wake);
-        self.insert(key, Owner::Backlog, Phase::Open);
+        // Hosts of earlier contracts do not say.
+        let client = Endpoint::read_from_prefix(payload);
+        let client = client.map_or(NOBODY, |(client, _)| client.socket_addr());
+        self.insert(key, client, Owner::Backlog, Phase::Open);
         self.with(slot, |connection, output| {
             connection.hear(slot, (Op::Request, header), &[], output);
             connection.say(Op::Response, 0, output);
         });
     }
 
-    fn insert(&mut self, key: Key, owner: Owner, phase: Phase) -> usize {
+    fn insert(&mut self, key: Key, peer: SocketAddr, owner: Owner, phase: Phase) -> usize {
         let credit = Credit::new(self.window);
-        let connection = Connection::new(key, owner, phase, credit);
+        let connection = Connection::new(key, peer, owner, phase, credit);
         let slot = self.connections.insert(connection);
         self.by_key.insert(key, slot);
         slot
@@ -329,6 +338,9 @@ impl Table {
         });
     }
 }
+
+/// Whose address is not known.
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 /// What a stream without a connection hears, which there is none of.
 const GONE: Error = Error::ConnectionReset;

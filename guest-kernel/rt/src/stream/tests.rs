@@ -1,5 +1,6 @@
 //! Conversations between the table and a host that is played by the test.
 
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
@@ -7,7 +8,7 @@ use wharf_abi::stream::{
     CONNECT_PORT, Endpoint, GUEST_CID, HEADER_LEN, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND, TYPE_STREAM,
 };
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::Error;
 use super::connection::BOTH;
@@ -16,6 +17,9 @@ use super::table::{BACKLOG_MAX, Table};
 const WINDOW: u32 = 1000;
 const PORT: u16 = 80;
 const HOST_PORT: u32 = 5000;
+
+/// Where the guest connects to.
+const OUTSIDE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)), 443);
 
 /// The guest's side, and the host's view of it.
 struct Pair {
@@ -476,15 +480,48 @@ fn a_port_that_is_used_again_is_another_connection() {
     assert_eq!(pair.says(), []);
 }
 
+/// As far as the host says, which is not believed to be more than it is.
+#[test]
+fn who_connects_is_known_by_what_is_behind_the_request() {
+    for (client, more) in [
+        ("198.51.100.1:49152", 0),
+        ("[2001:db8::1]:1", 0),
+        ("[2001:db8::1]:1", 7),
+    ] {
+        let client: SocketAddr = client.parse().unwrap();
+        let endpoint = Endpoint::from(client);
+        let said = [endpoint.as_bytes(), &vec![1; more]].concat();
+        assert_eq!(peer_of(&said), client);
+    }
+    let nobody: SocketAddr = "[::]:0".parse().unwrap();
+    for len in [0, 1, 19, 20] {
+        assert_eq!(peer_of(&vec![0; len]), nobody, "{len}");
+    }
+}
+
+/// Who has connected, when this is behind the request; nothing else comes of it.
+fn peer_of(said: &[u8]) -> SocketAddr {
+    let mut pair = Pair::new();
+    pair.table.bind(PORT).unwrap();
+    pair.host(Op::Request, 0, said);
+    let Poll::Ready(Ok(slot)) = pair.accept() else {
+        panic!("there is a connection to accept");
+    };
+    let told = pair.headers();
+    assert_eq!({ told[0].0.fwd_cnt }, 0, "no byte of the stream");
+    assert!(
+        pair.table
+            .poll_read(slot, &mut [0; 8], &context())
+            .is_pending()
+    );
+    pair.table.peer(slot)
+}
+
 #[test]
 fn a_connection_to_the_outside_is_asked_for_and_made() {
     let mut pair = Pair::new();
-    let destination = Endpoint {
-        address: [7; 16],
-        port: 443,
-        reserved: 0,
-    };
-    let slot = pair.table.connect(&destination);
+    let slot = pair.table.connect(OUTSIDE);
+    assert_eq!(pair.table.peer(slot), OUTSIDE);
     assert!(pair.table.poll_connected(slot, &context()).is_pending());
     let asked = pair.headers();
     let (header, payload) = &asked[0];
@@ -492,7 +529,7 @@ fn a_connection_to_the_outside_is_asked_for_and_made() {
         (header.op, { header.dst_port }),
         (Op::Request.raw(), CONNECT_PORT)
     );
-    assert_eq!(Endpoint::read_from_bytes(payload), Ok(destination));
+    assert_eq!(Endpoint::read_from_bytes(payload), Ok(OUTSIDE.into()));
     assert_eq!({ header.buf_alloc }, WINDOW);
 
     pair.peer = CONNECT_PORT;
@@ -507,7 +544,7 @@ fn a_connection_to_the_outside_is_asked_for_and_made() {
         Poll::Ready(Ok(5))
     );
     // The next has another port.
-    pair.table.connect(&destination);
+    pair.table.connect(OUTSIDE);
     let said = pair.headers();
     assert!(said.iter().any(|(it, _)| { it.src_port } != pair.local));
 }
@@ -516,11 +553,7 @@ fn a_connection_to_the_outside_is_asked_for_and_made() {
 fn a_refusal_says_why() {
     for refusal in (0..8).map(|raw| (raw, Refusal::from_raw(raw).unwrap_or(Refusal::Refused))) {
         let mut pair = Pair::new();
-        let slot = pair.table.connect(&Endpoint {
-            address: [7; 16],
-            port: 443,
-            reserved: 0,
-        });
+        let slot = pair.table.connect(OUTSIDE);
         pair.local = pair.headers()[0].0.src_port;
         pair.peer = CONNECT_PORT;
         pair.host(Op::Reset, refusal.0, b"");
@@ -536,11 +569,7 @@ fn a_refusal_says_why() {
 #[test]
 fn who_gives_up_connecting_says_so() {
     let mut pair = Pair::new();
-    let slot = pair.table.connect(&Endpoint {
-        address: [7; 16],
-        port: 443,
-        reserved: 0,
-    });
+    let slot = pair.table.connect(OUTSIDE);
     pair.local = pair.headers()[0].0.src_port;
     pair.peer = CONNECT_PORT;
     pair.table.close(slot);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +26,9 @@ const EVENTS: usize = 256;
 
 /// The number of the door's bell among those of connections.
 const BELL: u64 = 0;
+
+/// The address of another guest, and of who is gone.
+const NOBODY: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
 
 /// What an epoll tells of a connection: each change once.
 const CHANGES: EpollFlags = EpollFlags::EPOLLIN
@@ -164,7 +167,7 @@ impl Sockets {
             since: Instant::now(),
             port,
             socket: Socket::from(theirs),
-            source: SocketAddr::from(([0; 16], 0)),
+            source: NOBODY,
             from: Some(self.door.guest.replica),
         });
         match routed {
@@ -251,6 +254,13 @@ impl Network for Sockets {
         let id = self.add(socket, true).ok_or(Refusal::TooMany)?;
         self.door.traffic.total.fetch_add(1, Ordering::Relaxed);
         Ok(id)
+    }
+
+    fn client(&self, id: StreamId) -> SocketAddr {
+        let client = self.socket(id).and_then(Socket::peer_addr);
+        // Other guests have none.
+        let client = client.ok().and_then(|it| it.as_socket());
+        client.unwrap_or(NOBODY)
     }
 
     fn receive(&mut self, id: StreamId, into: &Buffers<'_>) -> io::Result<usize> {

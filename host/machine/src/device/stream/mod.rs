@@ -394,6 +394,10 @@ impl Streams {
             } else if connection.is_over() {
                 self.give_up(id, Close::Orderly, 0);
             }
+            if packet.op == Op::Request.raw() {
+                let client = Endpoint::from(self.network.client(id));
+                return write_request(chain, user, &packet, &client).map(Some);
+            }
             return write(chain, user, &packet).map(|()| Some(0));
         }
         while let Some(id) = self.readable.pop_front() {
@@ -659,6 +663,23 @@ fn uprooted(
         unread,
         unsent,
     })
+}
+
+/// Writes a request, with who makes it; returns the bytes that it carries.
+fn write_request(
+    chain: &Chain,
+    user: UserMemory<'_>,
+    packet: &Header,
+    client: &Endpoint,
+) -> Result<u64, Broken> {
+    let client = client.as_bytes();
+    let len = u64_of(client.len());
+    let packet = Header {
+        len: u32::try_from(len).unwrap_or(0),
+        ..*packet
+    };
+    chain.writable(user, HEADER, len)?.copy_in(client);
+    write(chain, user, &packet).map(|()| len)
 }
 
 fn destination(it: Endpoint) -> Option<SocketAddr> {

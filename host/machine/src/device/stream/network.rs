@@ -69,6 +69,10 @@ pub trait Network: fmt::Debug + Send {
     /// When that is already known to be in vain.
     fn connect(&mut self, to: SocketAddr) -> Result<StreamId, Refusal>;
 
+    /// Who connected to the guest: `[::]:0` when that is another guest, or is not known
+    /// any more.
+    fn client(&self, id: StreamId) -> SocketAddr;
+
     /// Receives what is there and fits; 0 when nothing more will come.
     ///
     /// # Errors

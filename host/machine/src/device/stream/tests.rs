@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use wharf_abi::stream::{
-    CONNECT_PORT, GUEST_CID, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE, SHUTDOWN_SEND,
-    TYPE_STREAM,
+    CONNECT_PORT, Endpoint, GUEST_CID, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE,
+    SHUTDOWN_SEND, TYPE_STREAM,
 };
 use wharf_model::stream::HOST_CREDIT;
 use zerocopy::{FromBytes, IntoBytes};
@@ -41,6 +41,7 @@ struct Script {
     ended: Vec<StreamId>,
     closed: Vec<(StreamId, Close)>,
     wanted: Vec<SocketAddr>,
+    client: Option<SocketAddr>,
     refuses: Option<Refusal>,
     is_shut: bool,
     gave: Vec<StreamId>,
@@ -76,6 +77,11 @@ impl Network for Fake {
             it.wanted.push(to);
             it.refuses.map_or(Ok(StreamId(1000)), Err)
         })
+    }
+
+    fn client(&self, _: StreamId) -> SocketAddr {
+        let client = self.edit(|it| it.client);
+        client.unwrap_or(SocketAddr::from(([0; 16], 0)))
     }
 
     fn receive(&mut self, id: StreamId, into: &Buffers<'_>) -> io::Result<usize> {
@@ -223,14 +229,24 @@ impl Driver {
 
     /// A connection from outside that the guest has taken.
     fn connected(&mut self) -> (StreamId, (u32, u32)) {
+        self.connected_by(&[0; size_of::<Endpoint>()])
+    }
+
+    /// One of whose client this is said.
+    fn connected_by(&mut self, client: &[u8]) -> (StreamId, (u32, u32)) {
         self.offer(8);
         self.network.edit(|it| it.takes = 1 << 20);
         let id = StreamId(7);
         self.happens(Happening::Incoming { id, port: 80 });
         let got = self.serve();
         assert_eq!(
-            (got.len(), got[0].op, got[0].guest_port),
-            (1, Op::Request, 80)
+            (
+                got.len(),
+                got[0].op,
+                got[0].guest_port,
+                got[0].bytes.as_slice()
+            ),
+            (1, Op::Request, 80, client)
         );
         let ports = (got[0].host_port, 80);
         self.say(Op::Response, ports, 0, b"");
@@ -403,6 +419,19 @@ fn a_guest_is_asked_for_a_bounded_number_of_connections_at_a_time() {
     let ops: Vec<Op> = driver.serve().into_iter().map(|it| it.op).collect();
     let requests = ops.iter().filter(|op| **op == Op::Request).count();
     assert_eq!((requests, ops.len()), (3, 4), "{ops:?}");
+}
+
+#[test]
+fn the_guest_is_told_who_connects() {
+    for client in ["192.0.2.1:49152", "[2001:db8::1]:9", "[::]:0"] {
+        let client: SocketAddr = client.parse().unwrap();
+        let mut driver = Driver::new();
+        driver.network.edit(|it| it.client = Some(client));
+        let (id, ports) = driver.connected_by(Endpoint::from(client).as_bytes());
+        // That was no byte of the stream.
+        driver.arrives(id, b"hello", false);
+        assert_eq!(driver.serve(), [got(Op::Data, ports, 0, b"hello")]);
+    }
 }
 
 #[test]
