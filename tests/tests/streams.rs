@@ -467,6 +467,10 @@ fn a_router_pins_connections_to_one_replica() {
         pins
     ) + &task("echo", "echo", &[], &(published(at, 7) + "\nreplicas = 2"));
     let host = Host::up(directory.path(), &toml);
+    // A route never leads elsewhere: while the other one alone listens, nobody gets in.
+    host.until_task("echo.1", |it| {
+        it.number("console_bytes") > 0 && it.state() == "waiting"
+    });
     let mut streams: Vec<_> = (0..6).map(|_| connect(at)).collect();
     streams.iter_mut().for_each(|it| exchange(it, "hello"));
     assert_eq!(host.task("echo.0").number("connections_total"), 0);
