@@ -164,6 +164,7 @@ impl GuestRun {
     /// Looks at the devices, and says which have something for the guest.
     fn serve(&mut self) -> Result<Interest, Box<Fault>> {
         if !self.machine.has_devices() {
+            self.backlog = false;
             return Ok(Interest::NONE);
         }
         let served = self.machine.serve()?;
