@@ -14,7 +14,7 @@ ci:
 
 # Ratios, taken in one run
 bench:
-    cargo bench --bench single --bench cell --bench policy --bench block
+    cargo bench --bench single --bench cell --bench policy --bench block --bench stream --bench upgrade
 
 # Formatting of everything
 fmt:
