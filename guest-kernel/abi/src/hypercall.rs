@@ -51,8 +51,8 @@ pub enum Hypercall {
     /// RDI: address, RSI: length in bytes of the block, which the guest must be able to
     /// read, else the call is a fault. Before it parks the guest, the host takes what is
     /// in the queues on which streams transmit, and puts nothing into any other. Returns
-    /// 0 in RDX when the guest is to go on; [`Status::Invalid`] when nobody asked for it, or the block is none or larger
-    /// than it may be. Else it does not return.
+    /// 0 in RDX when the guest is to go on; [`Status::Invalid`] when nobody asked for it,
+    /// or the block is none or larger than it may be. Else it does not return.
     HandOver = 4,
     /// Reports that the guest serves. Returns 0 in RDX; a second time it means nothing.
     ///
