@@ -103,6 +103,7 @@ impl upgrader::Guest for Plugin {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 mod tests {
     use super::transform;
 

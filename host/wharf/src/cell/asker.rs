@@ -1,7 +1,7 @@
 //! The thread that does for upgrades what takes time: it reads images and asks the
 //! upgrader, whose answer the supervisor must not wait for.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -164,6 +164,6 @@ fn digest(image: &Image) -> String {
         .fold(String::new(), hex)
 }
 
-fn shown(path: &PathBuf) -> String {
+fn shown(path: &Path) -> String {
     crate::text::printable(&path.display().to_string())
 }

@@ -145,12 +145,15 @@ pub struct Configured<'a> {
 /// interface, or else the switch.
 pub type MakeWire<'a> = dyn Fn(u8, Option<&str>) -> Result<Box<dyn Wire>, NetError> + 'a;
 
+/// Another way to a disk that somebody has.
+pub type Shared = io::Result<Box<dyn Disk>>;
+
 /// What is there for a task's devices.
 pub struct Supply<'a> {
     /// What the operator said.
     pub configured: Configured<'a>,
     /// Another way to a block device of the generation before, which has it.
-    pub legacy: &'a dyn Fn(&Block) -> Option<io::Result<Box<dyn Disk>>>,
+    pub legacy: &'a dyn Fn(&Block) -> Option<Shared>,
     /// Makes what stands behind its streams.
     pub network: &'a dyn Fn() -> Result<Box<dyn Network>, NetError>,
     /// Makes what it reads; nothing, for a task in the background.

@@ -6,11 +6,9 @@ use std::time::Duration;
 /// Steps between a time and twice that: what is said of one is 1/8 off at most.
 const STEPS: u32 = 4;
 
-/// Doublings from 1 us on; the last counts everything from 16 s on.
-const DOUBLINGS: u32 = 24;
-
+/// One for less than 1 us, and [`STEPS`] for each of 24 doublings from there on; the
+/// last counts everything from 16 s on.
 const COUNTERS: usize = 1 + 4 * 24;
-const _: () = assert!(COUNTERS == 1 + STEPS as usize * DOUBLINGS as usize);
 
 /// Counts of times, by size.
 #[derive(Debug)]

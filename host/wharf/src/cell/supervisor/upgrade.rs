@@ -125,7 +125,7 @@ impl Supervisor {
     pub(super) fn upgrade(&mut self, selector: Selector, image: &Path) -> Reply {
         let replicas = match self.upgradable(&selector) {
             Ok(replicas) => replicas,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         let Some(member) = replicas.first().and_then(|it| self.members.get(*it)) else {
             return Reply::Denied("there is nothing to upgrade".to_owned());
@@ -156,7 +156,7 @@ impl Supervisor {
     pub(super) fn roll_back(&mut self, selector: Selector) -> Reply {
         let replicas = match self.upgradable(&selector) {
             Ok(replicas) => replicas,
-            Err(refusal) => return refusal,
+            Err(refusal) => return *refusal,
         };
         let before: Option<Vec<_>> = replicas
             .iter()
@@ -191,11 +191,11 @@ impl Supervisor {
     }
 
     /// Replicas that can be upgraded, all that a selector means.
-    fn upgradable(&self, selector: &Selector) -> Result<Vec<usize>, Reply> {
+    fn upgradable(&self, selector: &Selector) -> Result<Vec<usize>, Box<Reply>> {
         let replicas = self.find(selector);
         if replicas.is_empty() {
             let selector = selector.clone();
-            return Err(Reply::Refused(super::NoSuchTask { selector }));
+            return Err(Box::new(Reply::Refused(super::NoSuchTask { selector })));
         }
         for replica in &replicas {
             let Some(member) = self.members.get(*replica) else {
@@ -205,7 +205,7 @@ impl Supervisor {
             let of = |it: &Rollout| it.left.contains(replica) || it.done.contains(replica);
             let is_ongoing = self.ongoing.iter().any(|it| it.new.replica == *replica);
             if is_ongoing || self.rollouts.iter().any(of) {
-                return Err(Reply::Denied(format!(
+                return Err(denied(format!(
                     "{name} is being upgraded: wait until that is over, or end it with `wharf restart`"
                 )));
             }
@@ -214,7 +214,7 @@ impl Supervisor {
                 wharf_model::cell::State::Up { .. }
             ) || member.image.is_none()
             {
-                return Err(Reply::Denied(format!(
+                return Err(denied(format!(
                     "{name} does not run: start it with `wharf restart {name}`"
                 )));
             }
@@ -443,7 +443,7 @@ impl Supervisor {
         };
         let (old, worker) = (ongoing.old, ongoing.worker);
         match action {
-            Action::Review => self.ask(new, |proposal| Question::Review(proposal)),
+            Action::Review => self.ask(new, Question::Review),
             Action::Boot => self.boot_heir(new),
             Action::AskHandOver => self.send(worker, ToWorker::HandOver(old)),
             Action::Transform => return self.transform(new),
@@ -797,6 +797,10 @@ impl Supervisor {
             })
         })
     }
+}
+
+fn denied(reason: String) -> Box<Reply> {
+    Box::new(Reply::Denied(reason))
 }
 
 fn nanos(time: Duration) -> u64 {
