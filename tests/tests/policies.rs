@@ -197,6 +197,7 @@ fn plugins_say_who_they_are_and_take_nothing_but_the_log() {
         ("allow-list", 0),
         ("blue-green", 0),
         ("canary-judge", 1),
+        ("session-formats", 0),
     ] {
         let plugin = plugin(name);
         assert_eq!(plugin.identity.name, name);
@@ -218,6 +219,7 @@ fn wrong_settings_are_refused_by_name_and_change_nothing() {
         ("allow-list", "allow", "10.0.0.1/8:80"),
         ("blue-green", "stateful", "keep"),
         ("canary-judge", "steps", "[50, 5]"),
+        ("session-formats", "format", "2"),
     ] {
         let mut component = Component::new(name, &[], services()).unwrap();
         let wrong = Setup {

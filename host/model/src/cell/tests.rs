@@ -380,3 +380,36 @@ proptest! {
         assert!(finished);
     }
 }
+
+#[test]
+fn a_life_beside_takes_the_place_of_the_present_one_and_what_was_said_of_that_with_it() {
+    let mut cell = Cell::new(1, &[replica(0, Restart::Never)]);
+    assert_eq!(cell.begin_heir(0), None, "nothing lives");
+    cell.handle(ms(0), Event::Start);
+    let old = cell.key(0);
+    assert_eq!(cell.begin_heir(0), None, "it is being made");
+    cell.handle(ms(1), Event::Booted(old));
+    let (new, worker) = cell.begin_heir(0).unwrap();
+    assert_eq!((new.generation, worker, cell.key(0)), (2, 0, old));
+
+    // One that came to nothing leaves its number behind.
+    let (third, _) = cell.begin_heir(0).unwrap();
+    assert_eq!(third.generation, 3);
+    cell.handle(ms(2), Event::Stop(0));
+    assert_eq!(cell.begin_heir(0), None, "it is to end");
+    let told = cell.handle(ms(3), Event::Adopted(third, 0));
+    assert_eq!(
+        told,
+        [Action::Stop {
+            key: third,
+            worker: 0
+        }]
+    );
+    assert_eq!(cell.key(0), third);
+    // Of the lives before nothing counts any more.
+    assert_eq!(cell.handle(ms(4), Event::Adopted(new, 0)), []);
+    assert_eq!(cell.handle(ms(5), Event::Ended(old, Outcome::Faulted)), []);
+    assert!(matches!(cell.state(0), State::Up { .. }));
+    cell.handle(ms(6), Event::Ended(third, Outcome::Faulted));
+    assert_eq!(cell.state(0), State::Down);
+}
