@@ -66,8 +66,8 @@ impl TcpStream {
     }
 
     /// Returns the address of the client that was accepted, or the one that was connected
-    /// to. Of another guest of the same host it is `[::]:0`, and of a client that was
-    /// gone before it was asked for, or under a host of contract 1.2 or before.
+    /// to. Of a client that is another guest of the same host, or was gone before the
+    /// host asked for its address, it is `[::]:0`.
     #[must_use]
     pub fn peer(&self) -> SocketAddr {
         self.0.device.with(|table| table.peer(self.0.slot))

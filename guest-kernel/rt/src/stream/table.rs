@@ -279,7 +279,6 @@ impl Table {
         let slot = self.connections.vacant_key();
         listener.backlog.push_back(slot);
         listener.waiting.drain(..).for_each(Waker::wake);
-        // Hosts of earlier contracts do not say.
         let client = Endpoint::read_from_prefix(payload);
         let client = client.map_or(NOBODY, |(client, _)| client.socket_addr());
         self.insert(key, client, Owner::Backlog, Phase::Open);
