@@ -8,7 +8,7 @@
 //!     let counter = Rc::new(Cell::new(upgrade::inherited().map_or(0, parse)));
 //!     let counted = counter.clone();
 //!     upgrade::on_upgrade(move |state| state.extend(counted.get().to_le_bytes()));
-//!     …
+//!     serve(counter).await
 //! }
 //! ```
 //!

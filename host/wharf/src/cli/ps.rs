@@ -84,9 +84,9 @@ mod tests {
         second.worker = None;
         let text = report(&[fake::status("web", 1), second]);
         let expected = "\
-NAME        GEN  STATE    IMAGE      MEMORY  RUN  CONNS  RESTARTS  EXIT  WORKER
-web.1         1  waiting  hello.elf   32MiB  0µs      0         0     -       0
-database.0    1  faulted  hello.elf   32MiB  0µs      0         0   139       -
+NAME        GEN  STATE    IMAGE      MEMORY  RUN  CONNS  SHARE  RESTARTS  EXIT  WORKER
+web.1         1  waiting  hello.elf   32MiB  0µs      0  100 %         0     -       0
+database.0    1  faulted  hello.elf   32MiB  0µs      0  100 %         0   139       -
 ";
         assert_eq!(text, expected);
     }

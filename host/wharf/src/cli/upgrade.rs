@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(
             report(&status),
             "web: 2 of 2 upgraded to b\\u{1b}.elf\n\
-             64 connections and 2KiB of state went over, stood still for 2.4ms at most\n"
+             64 connections and 2KiB of state went over, stood still for 2ms at most\n"
         );
         status.state = UpgradeState::Refused;
         assert_eq!(report(&status), "web: not upgraded to b\\u{1b}.elf\n");

@@ -580,11 +580,15 @@ impl Supervisor {
             return Going::On;
         };
         ongoing.is_adopted = true;
-        let worker = ongoing.worker;
+        let (id, worker) = (ongoing.rollout, ongoing.worker);
+        let mut rollouts = self.rollouts.iter().filter(|it| it.status.id == id);
+        let is_undone = rollouts.any(|it| it.undoing.is_some());
         if let Some(member) = self.members.get_mut(new.replica) {
             let image = member.image.replace(Arc::clone(&ongoing.next.image));
             let spec = std::mem::replace(&mut member.spec, Arc::clone(&ongoing.next.spec));
-            member.previous = image.map(|image| Running { spec, image });
+            // Nobody is to go back to what has just failed.
+            let previous = image.map(|image| Running { spec, image });
+            member.previous = previous.filter(|_| !is_undone);
             // What is in the file by then is another matter.
             member.pinned = Some(Arc::clone(&ongoing.next.image));
             std::mem::swap(&mut member.meters, &mut ongoing.meters);
@@ -759,8 +763,7 @@ impl Supervisor {
         here.filter_map(move |it| {
             let member = self.members.get(replica)?;
             let (key, beside, running) = if it.is_adopted {
-                let last = member.previous.as_ref()?;
-                (it.old, Beside::Last, last)
+                (it.old, Beside::Last, member.previous.as_ref()?)
             } else {
                 (it.new, Beside::Next, &it.next)
             };
