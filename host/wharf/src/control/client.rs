@@ -369,9 +369,10 @@ impl Client {
     fn not_connected(&self, source: io::Error) -> ClientError {
         let path = self.path.clone();
         match source.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                ClientError::NotRunning { path }
-            }
+            // The last is what a host answers that goes at this very moment.
+            io::ErrorKind::NotFound
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset => ClientError::NotRunning { path },
             _ if is_crowded(&source) => ClientError::Crowded { path },
             _ => ClientError::Connect { path, source },
         }
