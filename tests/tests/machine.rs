@@ -213,8 +213,8 @@ fn odd_widths_and_directions_at_an_open_port_are_no_hypercalls() {
         })
     };
     let open = i32::from(port);
-    // Exit, Wait, ConsoleWrite and Kick are neighbours: two bytes at Exit, and four,
-    // are allowed by the CPU, so the host must refuse them; four at Wait are not.
+    // The calls are neighbours: two bytes at Exit, and four, are allowed by the CPU, so
+    // the host must refuse them; four at the last but two are not.
     assert_eq!(
         cause(&assemble(|a| a.out(open, iced_x86::code_asm::ax))),
         expected(Direction::Out, 2)
@@ -224,7 +224,7 @@ fn odd_widths_and_directions_at_an_open_port_are_no_hypercalls() {
         expected(Direction::Out, 4)
     );
     assert!(matches!(
-        cause(&assemble(|a| a.out(open + 1, eax))),
+        cause(&assemble(|a| a.out(open + 3, eax))),
         End::Fault(Cause::Exception(_))
     ));
     assert_eq!(
