@@ -751,6 +751,8 @@ proptest! {
         let rest = std::iter::repeat_n([Fit::Take(1 << 20), Fit::Echo], 200).flatten();
         for fit in fits.into_iter().chain(rest) {
             match fit {
+                // More than the host keeps would wait for ever to be echoed.
+                Fit::Arrive(count) if came.len() + count >= 100_000 => {}
                 Fit::Arrive(count) => {
                     let bytes: Vec<u8> = (0..count).map(|at| (came.len() + at) as u8).collect();
                     came.extend(&bytes);
