@@ -4,15 +4,13 @@
 //! service while 64 clients ask without a pause, and prints what they saw, with the goal
 //! of each figure. Nothing here fails on a slow machine, but on a request that fails.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use wharf_tests::bench::{median, percentile};
-use wharf_tests::command::app;
+use wharf_tests::command::{another_version, app};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, objects, poll};
 use wharf_tests::http::Client;
@@ -36,7 +34,7 @@ fn main() {
          publish = [\"{at}:80\"]\n"
     );
     let host = Host::up(directory.path(), &toml);
-    let images = [1, 2].map(|number| another(directory.path(), &image, number));
+    let images = [1, 2].map(|number| another_version(directory.path(), &image, number));
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
@@ -106,13 +104,4 @@ fn main() {
         median(pauses.clone()) / 1e3,
         percentile(pauses, 99) / 1e3,
     );
-}
-
-/// The same program in another file: another version, as far as anybody can tell.
-fn another(directory: &Path, image: &Path, number: u8) -> PathBuf {
-    let mut bytes = fs::read(image).unwrap();
-    bytes.push(number);
-    let path = directory.join(format!("v{number}.elf"));
-    fs::write(&path, bytes).unwrap();
-    path
 }

@@ -1,5 +1,6 @@
 //! The real `wharf` binary and the real example guests.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -66,6 +67,20 @@ pub fn app(name: &str) -> PathBuf {
     let output = output(&mut wharf(["build", &format!("guest-kernel/apps#{name}")]));
     assert_eq!(output.status, 0, "{}", output.stderr);
     PathBuf::from(output.stdout.trim_end())
+}
+
+/// The same program in another file: another version, as far as anybody can tell.
+///
+/// # Panics
+///
+/// When it cannot be copied.
+#[must_use]
+pub fn another_version(directory: &Path, image: &Path, number: u8) -> PathBuf {
+    let mut bytes = fs::read(image).expect("the image can be read");
+    bytes.push(number);
+    let path = directory.join(format!("v{number}.elf"));
+    fs::write(&path, bytes).expect("there is room for a copy");
+    path
 }
 
 /// A plugin of `plugins`, built.

@@ -4,9 +4,9 @@
 //! VM, and [`frames`] has guests of it for a wire; [`plugin`] makes plugins, good and
 //! bad; [`command`] runs the real binary, [`host`] keeps one running, [`tap`] has a
 //! network for it, [`net`] and [`process`] say what is free and what is used, and
-//! [`mod@bench`] is for those that measure. Tests under `tests/` are sentences and tables made of these. Levels that
-//! need `/dev/kvm` say aloud when they skip, and fail instead when `REQUIRE_KVM=1` is
-//! set.
+//! [`mod@bench`] is for those that measure. Tests under `tests/` are sentences and tables
+//! made of these. Levels that need `/dev/kvm` say aloud when they skip, and fail instead
+//! when `REQUIRE_KVM=1` is set.
 
 pub mod bench;
 pub mod command;

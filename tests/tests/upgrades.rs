@@ -3,16 +3,18 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use wharf_tests::command::{app, policy};
+use wharf_tests::command::{another_version, app, policy};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, objects, poll};
 use wharf_tests::http::Client;
 use wharf_tests::net::port;
+use wharf_tests::process::open_files;
 
 /// A task that is published at a port, and what else is said of it.
 fn service(image: &Path, port: u16, more: &str) -> String {
@@ -21,15 +23,6 @@ fn service(image: &Path, port: u16, more: &str) -> String {
 
 fn with_plugin(slot: &str, plugin: &Path, config: &str) -> String {
     format!("[policy.{slot}]\nplugin = {plugin:?}\nconfig = {{ {config} }}\n")
-}
-
-/// The same program in another file: another version, as far as anybody can tell.
-fn another(directory: &Path, image: &Path, number: u8) -> PathBuf {
-    let mut bytes = fs::read(image).unwrap();
-    bytes.push(number);
-    let path = directory.join(format!("v{number}.elf"));
-    fs::write(&path, bytes).unwrap();
-    path
 }
 
 fn client(port: u16) -> Client {
@@ -169,7 +162,7 @@ fn no_request_fails_while_versions_come_and_go() {
     let load = Load::start(at, 16, "/");
     for number in 1..=6 {
         load.until_more(500);
-        let report = upgrade(&host, &another(directory.path(), &image, number));
+        let report = upgrade(&host, &another_version(directory.path(), &image, number));
         assert_eq!(report.status, 0, "{}", report.stderr);
         assert!(report.stdout.contains("2 of 2"), "{}", report.stdout);
     }
@@ -193,7 +186,7 @@ fn a_disk_goes_over_with_what_is_on_it() {
     let mut client = client(at);
     for round in 1..=3 {
         text(client.ask("PUT", &format!("/k/{round}"), b"kept"));
-        let report = upgrade(&host, &another(directory.path(), &image, round));
+        let report = upgrade(&host, &another_version(directory.path(), &image, round));
         assert_eq!(report.status, 0, "{}", report.stderr);
         let mut keys = String::new();
         (1..=round).for_each(|it| writeln!(keys, "{it}").unwrap());
@@ -318,6 +311,41 @@ fn who_never_serves_is_given_up_and_can_be_stopped_meanwhile() {
 }
 
 #[test]
+fn one_that_is_called_off_at_any_moment_leaves_nothing_behind() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let image = app("http");
+    let host = Host::up(directory.path(), &service(&image, at, "replicas = 2"));
+    text(client(at).ask("GET", "/", b""));
+    let pid = host.pid().expect("it runs");
+    let before = open_files(pid);
+    let images = [1, 2].map(|number| another_version(directory.path(), &image, number));
+    for (round, image) in (0..16).zip(images.iter().cycle()) {
+        let image = image.to_str().unwrap();
+        let _ = host.ask(&["upgrade", "web", "--image", image, "--no-wait"]);
+        // Once while the image is read, once while the guest is made, and so on.
+        thread::sleep(Duration::from_millis(round));
+        let _ = host.ask(&["restart", "web"]);
+        let are_two = || host.tasks().len() == 2;
+        poll(|| are_two().then_some(())).expect("no version stays beside another");
+        for replica in ["web.0", "web.1"] {
+            host.until_task(replica, |it| it.state() == "waiting");
+        }
+    }
+    poll(|| (open_files(pid) <= before).then_some(())).expect("nothing is kept open");
+    let rollouts = objects(&host.http("GET", "/v1/upgrades").1);
+    assert_eq!(rollouts.len(), 16);
+    for rollout in &rollouts {
+        let whole = rollout.number("done") == rollout.number("replicas");
+        let state = rollout.state();
+        assert!(state != "running", "{rollout:?}");
+        assert_eq!(state == "kept", whole, "{rollout:?}");
+    }
+    assert!(rollouts.iter().any(|it| it.state() == "refused"));
+}
+
+#[test]
 fn a_canary_gets_its_share_and_the_rest_when_it_is_good() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
@@ -328,7 +356,7 @@ fn a_canary_gets_its_share_and_the_rest_when_it_is_good() {
     let host = Host::up(directory.path(), &toml);
     let mut old = client(at);
     text(old.ask("GET", "/", b""));
-    let new_image = another(directory.path(), &image, 1);
+    let new_image = another_version(directory.path(), &image, 1);
     let new_image = new_image.to_str().unwrap();
     let _ = host.ask(&["upgrade", "web", "--image", new_image, "--no-wait"]);
     host.until_event("web.0", "upgrade-shared", 0);

@@ -8,24 +8,14 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
+use picoserve::Router;
 use picoserve::response::StatusCode;
 use picoserve::routing::{get, parse_path_segment};
-use picoserve::time::Duration;
-use picoserve::{Config, Router, Server, Timeouts};
-use wharf::stream::{Error, TcpListener, picoserve::Timer};
-use wharf::{task, upgrade};
-
-const TIMEOUTS: Timeouts = Timeouts {
-    start_read_request: Duration::from_secs(30),
-    persistent_start_read_request: Duration::from_secs(60),
-    read_request: Duration::from_secs(30),
-    write: Duration::from_secs(30),
-};
-static CONFIG: Config = Config::new(TIMEOUTS).keep_connection_alive();
+use wharf::stream::{self, Error, TcpListener};
+use wharf::upgrade;
 
 /// Bytes of all keys and values together, at most.
 const ROOM: usize = 512 << 10;
@@ -81,18 +71,8 @@ pub async fn serve<F: Format>() -> Result<(), Error> {
         .route(key, one)
         .route("/k", all)
         .route("/version", version);
-    let router = &*Box::leak(Box::new(router));
 
-    let listener = TcpListener::bind(80)?;
-    loop {
-        let stream = listener.accept().await?;
-        task::spawn(async move {
-            let mut buffer = vec![0; 2048];
-            let server = Server::custom(router, Timer, &CONFIG, &mut buffer);
-            // A client that breaks off is nobody's loss.
-            let _ = server.serve(stream).await;
-        });
-    }
+    stream::picoserve::serve(TcpListener::bind(80)?, router).await
 }
 
 fn put(entries: &RefCell<Entries>, key: String, value: String) -> (StatusCode, &'static str) {

@@ -90,19 +90,16 @@ pub(crate) fn seed() -> (u64, [u8; 32]) {
 
 /// Returns the bytes of the guest's arguments.
 pub(crate) fn arg_bytes() -> &'static [u8] {
-    let Span { addr, len } = boot().args;
-    if len == 0 {
-        return &[];
-    }
-    let start = ptr::with_exposed_provenance(addr as usize);
-    // SAFETY: the host maps the span that it names, read-only and for the
-    // guest's whole life.
-    unsafe { slice::from_raw_parts(start, len as usize) }
+    bytes(boot().args)
 }
 
 /// Returns the state that the generation before handed over.
 pub(crate) fn inherited_bytes() -> &'static [u8] {
-    let Span { addr, len } = boot().inherited;
+    bytes(boot().inherited)
+}
+
+/// The bytes of a span of the boot page.
+fn bytes(Span { addr, len }: Span) -> &'static [u8] {
     if len == 0 {
         return &[];
     }

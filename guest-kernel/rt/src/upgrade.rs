@@ -90,12 +90,15 @@ pub(crate) fn accepts() {
 
 /// What the executor's waits say besides devices.
 pub(crate) fn interest() -> Interest {
-    let is_ready = READY.load(Ordering::Relaxed) || !boot::has_device(DeviceKind::Stream);
-    let starting = if is_ready {
-        Interest::NONE
-    } else {
-        Interest::STARTING
-    };
+    let mut starting = Interest::NONE;
+    if !READY.load(Ordering::Relaxed) {
+        // Asked once: who has none says by its first wait that it serves.
+        if boot::has_device(DeviceKind::Stream) {
+            starting = Interest::STARTING;
+        } else {
+            READY.store(true, Ordering::Relaxed);
+        }
+    }
     if is_asked() {
         starting
     } else {

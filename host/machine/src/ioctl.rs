@@ -68,11 +68,7 @@ pub(crate) fn unblock_signals_in_guest(vcpu: &VcpuFd) -> io::Result<()> {
     // SAFETY: the kernel reads the header's length, 8, and as many bytes behind
     // the header, which `SignalMask` has; it writes nothing.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    outcome(done)
 }
 
 /// Makes the guest's TSC the host's (`KVM_VCPU_TSC_OFFSET`, KVM
@@ -93,11 +89,7 @@ pub(crate) fn zero_tsc_offset(vcpu: &VcpuFd) -> io::Result<()> {
     // SAFETY: the kernel reads eight bytes at `addr`, which is the address of
     // `offset`, alive until after the call; it writes nothing.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    outcome(done)
 }
 
 /// Makes an open `/dev/net/tun` the other end of an interface (`TUNSETIFF`, Linux
@@ -110,11 +102,7 @@ pub(crate) fn set_tun_interface(tun: &File, mut request: InterfaceRequest) -> io
     // SAFETY: `tun` is `/dev/net/tun`, which `Tun` opened. The kernel reads and writes a
     // `struct ifreq` at `request`, which is as long, and keeps no pointer to it.
     let done = unsafe { ioctl_with_mut_ref(tun, libc::TUNSETIFF, &mut request) };
-    if done == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    outcome(done)
 }
 
 /// Has the kernel finish its frames before they are read: whole checksums, and none
@@ -127,6 +115,11 @@ pub(crate) fn set_no_tun_offloads(tun: &File) -> io::Result<()> {
     // SAFETY: `tun` is `/dev/net/tun`, which `Tun` opened. The kernel takes the argument
     // for a number and touches no memory of ours.
     let done = unsafe { ioctl_with_val(tun, libc::TUNSETOFFLOAD, 0) };
+    outcome(done)
+}
+
+/// What an ioctl says that answers nothing but whether it was done.
+fn outcome(done: i32) -> io::Result<()> {
     if done == 0 {
         Ok(())
     } else {

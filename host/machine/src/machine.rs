@@ -231,13 +231,6 @@ impl Machine {
         self.devices.share_disk(device)
     }
 
-    /// Whether a disk is its own to write, so that no other guest can have it beside
-    /// this one.
-    #[must_use]
-    pub fn has_exclusive_disk(&self) -> bool {
-        self.devices.has_exclusive_disk()
-    }
-
     /// Makes the disks that it has from another guest its own.
     ///
     /// # Errors

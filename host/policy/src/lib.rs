@@ -45,7 +45,7 @@ pub use clock::now;
 pub use engine::{Engine, EngineError, default_cache};
 pub use instance::{Fault, Instance, Setup, State, TaskFacts};
 pub use notice::{Notice, NoticeKind};
-pub use plugin::{Identity, Plugin, Refusal, Surface};
+pub use plugin::{Identity, Plugin, Refusal, Surface, digest};
 pub use seen::{By, Seen};
 pub use slot::{
     Difference, NothingThere, OnFault, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,

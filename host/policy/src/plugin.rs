@@ -183,7 +183,7 @@ impl Plugin {
                 state_schema: 0,
                 oldest_schema: 0,
             },
-            digest: Sha256::digest(bytes).iter().fold(String::new(), hex),
+            digest: digest(bytes),
             size: bytes.len(),
             surface,
         });
@@ -312,9 +312,14 @@ fn word(said: &str) -> String {
     }
 }
 
-fn hex(mut text: String, byte: &u8) -> String {
-    use std::fmt::Write;
-    // Writing to a string never fails.
-    let _ = write!(text, "{byte:02x}");
-    text
+/// SHA-256, in hexadecimal: what policies, and people, tell versions apart by.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    let hex = |mut text: String, byte: &u8| {
+        use std::fmt::Write;
+        // Writing to a string never fails.
+        let _ = write!(text, "{byte:02x}");
+        text
+    };
+    Sha256::digest(bytes).iter().fold(String::new(), hex)
 }

@@ -10,18 +10,16 @@ extern crate alloc;
 
 use alloc::boxed::Box;
 use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
 
+use picoserve::Router;
 use picoserve::extract::FromRequest;
 use picoserve::io::Read;
 use picoserve::request::{RequestBody, RequestParts};
 use picoserve::response::{Content, IntoResponse, StatusCode};
 use picoserve::routing::{get, parse_path_segment};
-use picoserve::time::Duration;
-use picoserve::{Config, Router, Server, Timeouts};
-use wharf::stream::{TcpListener, picoserve::Timer};
-use wharf::{ExitCode, block, println, task};
+use wharf::stream::{self, TcpListener};
+use wharf::{ExitCode, block, println};
 
 #[path = "../flash.rs"]
 mod flash;
@@ -29,14 +27,6 @@ mod flash;
 mod store;
 
 use store::{Failure, Store};
-
-const TIMEOUTS: Timeouts = Timeouts {
-    start_read_request: Duration::from_secs(30),
-    persistent_start_read_request: Duration::from_secs(60),
-    read_request: Duration::from_secs(30),
-    write: Duration::from_secs(30),
-};
-static CONFIG: Config = Config::new(TIMEOUTS).keep_connection_alive();
 
 #[wharf::main(block = ["data"], stream = ["net"], stack = "1MiB")]
 async fn main() -> ExitCode {
@@ -59,19 +49,11 @@ async fn serve() -> Result<ExitCode, Box<dyn core::error::Error>> {
         .delete(move |key| async move { reply(store.delete(key).await) });
     let all = get(move || async move { reply(store.list().await) });
     let router = Router::new().route(key, one).route("/k", all);
-    let router = &*Box::leak(Box::new(router));
 
     let listener = TcpListener::bind(80)?;
     println!("ready");
-    loop {
-        let stream = listener.accept().await?;
-        task::spawn(async move {
-            let mut buffer = vec![0; 2048];
-            let server = Server::custom(router, Timer, &CONFIG, &mut buffer);
-            // A client that breaks off is nobody's loss.
-            let _ = server.serve(stream).await;
-        });
-    }
+    stream::picoserve::serve(listener, router).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn reply(answer: Result<Vec<u8>, Failure>) -> impl IntoResponse {

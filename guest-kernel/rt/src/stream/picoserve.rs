@@ -1,19 +1,59 @@
 //! Streams as sockets of the HTTP server [`picoserve`], and its timers.
 //!
 //! ```ignore
-//! let served = Server::custom(&router, Timer, &config, &mut buffer).serve(stream).await;
+//! let router = Router::new().route("/", get(|| async { "hello" }));
+//! picoserve::serve(TcpListener::bind(80)?, router).await?;
 //! ```
+
+use alloc::boxed::Box;
+use alloc::vec;
 
 use ::picoserve::io::{Socket, Write};
 use ::picoserve::mem::{BorrowedBuffer, BorrowedCursor};
+use ::picoserve::routing::PathRouter;
 use ::picoserve::time::Duration;
-use ::picoserve::{Error as ServerError, Timeouts, Timer as Timers};
+use ::picoserve::{Config, Error as ServerError, Router, Server, Timeouts, Timer as Timers};
 use embedded_io_async::{Read as _, Write as _};
 
-use super::{Error, ReadHalf, Shutdown, TcpStream, WriteHalf};
+use super::{Error, ReadHalf, Shutdown, TcpListener, TcpStream, WriteHalf};
+use crate::task;
 
 /// Bytes that are lent to be formatted into: a status line and a few headers.
 const LENT_LEN: usize = 1024;
+
+/// Bytes of a request's line and headers, at most.
+const REQUEST_LEN: usize = 2048;
+
+/// What [`serve`] gives a client: half a minute a step, and a minute between requests.
+static CONFIG: Config = Config::new(Timeouts {
+    start_read_request: Duration::from_secs(30),
+    persistent_start_read_request: Duration::from_secs(60),
+    read_request: Duration::from_secs(30),
+    write: Duration::from_secs(30),
+})
+.keep_connection_alive();
+
+/// Serves the connections of a listener for ever, each in a task of its own. Who needs
+/// other timeouts or longer headers gives [`Server::custom`] a stream and a [`Timer`].
+///
+/// # Errors
+///
+/// When no more connections can be accepted.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router<impl PathRouter + 'static>,
+) -> Result<(), Error> {
+    let router = &*Box::leak(Box::new(router));
+    loop {
+        let stream = listener.accept().await?;
+        task::spawn(async move {
+            let mut buffer = vec![0; REQUEST_LEN];
+            let server = Server::custom(router, Timer, &CONFIG, &mut buffer);
+            // A client that breaks off is nobody's loss.
+            let _ = server.serve(stream).await;
+        });
+    }
+}
 
 /// The runtime that streams and [`Timer`] are of.
 #[derive(Debug)]

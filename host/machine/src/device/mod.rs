@@ -363,11 +363,6 @@ impl Devices {
         self.disks().find(|disk| disk.id() == name)?.share()
     }
 
-    /// Whether a disk can be shared, and therefore is no other guest's.
-    pub(crate) fn has_exclusive_disk(&self) -> bool {
-        self.disks().any(|disk| disk.share().is_some())
-    }
-
     /// Makes disks that are shared the guest's own.
     pub(crate) fn own_disks(&mut self) -> io::Result<()> {
         for device in &mut self.devices {

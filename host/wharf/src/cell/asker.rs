@@ -1,13 +1,14 @@
 //! The thread that does for upgrades what takes time: it reads images and asks the
 //! upgrader, whose answer the supervisor must not wait for.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use sha2::{Digest, Sha256};
 use wharf_machine::image::Image;
+use wharf_model::cell::TaskKey;
 use wharf_model::policy::{Answer, Question, SlotName};
 use wharf_policy::Slots;
 
@@ -15,34 +16,25 @@ use super::{CellError, TaskSpec};
 use crate::device::attach;
 use crate::text::one_line;
 
-/// What it is to do, for the upgrade of this number.
+/// What it is to do.
 pub(super) enum Job {
     /// Read the image that is to run, and see whether it can.
     Prepare {
+        /// For the rollout of this number.
         id: u64,
         /// What is to run.
         spec: Arc<TaskSpec>,
-        /// The image, when it is not what is in the file now.
-        image: Option<Arc<Image>>,
-        /// What runs, in each replica.
-        running: Vec<Arc<Image>>,
+        /// What runs, by replica.
+        running: Vec<(usize, Arc<Image>)>,
     },
-    /// Ask the upgrader.
-    Ask {
-        id: u64,
-        replica: usize,
-        question: Question,
-    },
+    /// Ask the upgrader about the upgrade to this version.
+    Ask(TaskKey, Question),
 }
 
 /// What came of it.
 pub(super) enum Said {
     Prepared(u64, Result<Prepared, String>),
-    Answered {
-        id: u64,
-        replica: usize,
-        answer: Answer,
-    },
+    Answered(TaskKey, Answer),
 }
 
 /// An image that can run.
@@ -50,8 +42,8 @@ pub(super) struct Prepared {
     pub(super) image: Arc<Image>,
     /// SHA-256 of it, in hexadecimal.
     pub(super) digest: String,
-    /// Those of the images that run.
-    pub(super) running: Vec<String>,
+    /// Those of the images that run, by replica.
+    pub(super) running: BTreeMap<usize, String>,
 }
 
 /// Where jobs go. The thread ends when this is dropped.
@@ -103,41 +95,29 @@ impl Drop for Asker {
 
 fn work(slots: &Slots, job: Job) -> Said {
     match job {
-        Job::Prepare {
-            id,
-            spec,
-            image,
-            running,
-        } => Said::Prepared(id, prepare(slots, &spec, image, &running)),
-        Job::Ask {
-            id,
-            replica,
-            question,
-        } => Said::Answered {
-            id,
-            replica,
-            answer: slots.slot(SlotName::Upgrader).ask(&question),
-        },
+        Job::Prepare { id, spec, running } => Said::Prepared(id, prepare(slots, &spec, &running)),
+        Job::Ask(new, question) => {
+            Said::Answered(new, slots.slot(SlotName::Upgrader).ask(&question))
+        }
     }
 }
 
 fn prepare(
     slots: &Slots,
     spec: &TaskSpec,
-    image: Option<Arc<Image>>,
-    running: &[Arc<Image>],
+    running: &[(usize, Arc<Image>)],
 ) -> Result<Prepared, String> {
-    let image = match image {
-        Some(image) => image,
-        None => Arc::new(Image::open(&spec.image).map_err(|e| one_line(&e))?),
-    };
+    let image = Arc::new(Image::open(&spec.image).map_err(|e| one_line(&e))?);
     // A router of the operator's own may have other ideas of who gets what.
     let strict = !slots.slot(SlotName::Router).has_plugin();
     attach::check(image.manifest(), spec.configured(), &spec.name, strict)
         .map_err(|e| one_line(&e))?;
-    let digest = digest(&image);
-    let running: Vec<String> = running.iter().map(|it| self::digest(it)).collect();
-    if running.iter().all(|it| *it == digest) {
+    let digest = wharf_policy::digest(image.bytes());
+    let running: BTreeMap<usize, String> = running
+        .iter()
+        .map(|(replica, image)| (*replica, wharf_policy::digest(image.bytes())))
+        .collect();
+    if running.values().all(|it| *it == digest) {
         let image = shown(&spec.image);
         let name = &spec.name;
         return Err(format!(
@@ -149,19 +129,6 @@ fn prepare(
         digest,
         running,
     })
-}
-
-/// SHA-256 of an image's file, in hexadecimal.
-fn digest(image: &Image) -> String {
-    let hex = |mut text: String, byte: &u8| {
-        use std::fmt::Write as _;
-        // Writing to a string never fails.
-        let _ = write!(text, "{byte:02x}");
-        text
-    };
-    Sha256::digest(image.bytes())
-        .iter()
-        .fold(String::new(), hex)
 }
 
 fn shown(path: &Path) -> String {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -31,6 +31,12 @@ impl Host {
             None => Client::new(&default_path()),
         }
     }
+}
+
+/// The whole path of a file, for a host that runs in another directory.
+pub(super) fn whole_path(path: &Path) -> anyhow::Result<PathBuf> {
+    let whole = path.canonicalize();
+    whole.with_context(|| format!("cannot find {}", path.display()))
 }
 
 /// A replica as people and programs name it, such as `web.0`.

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::ValueHint;
 
-use super::host::{Host, Waiting};
+use super::host::{Host, Waiting, whole_path};
 use super::{REFUSED, output, table};
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::{Selector, UpgradeState, UpgradeStatus};
@@ -62,8 +61,7 @@ pub(super) fn run(args: &Upgrade, progress: Progress) -> anyhow::Result<u8> {
         progress,
     };
     let image = Source::find(&args.image)?.image_path(options)?;
-    let whole = image.canonicalize();
-    let image = whole.with_context(|| format!("cannot find {}", image.display()))?;
+    let image = whole_path(&image)?;
     let client = args.wait.host.client()?;
     let begun = client.upgrade(&args.task, &UpgradeRequest { image })?;
     finish(&client, begun, &args.wait)

@@ -24,7 +24,7 @@ use wharf_policy::{
 
 use super::app::App;
 use super::feed::{self, Feed, push_line};
-use super::problem::{Asked, Problem};
+use super::problem::{Asked, Problem, read_body};
 use super::resources::TraceQuery;
 
 /// How long a shadow waits for questions, when nobody says.
@@ -174,11 +174,10 @@ pub(super) async fn swap(
     ChosenSlot(slot): ChosenSlot,
     body: Bytes,
 ) -> Result<Json<SwapReport>, Problem> {
-    let bad = |error: String| Problem::new(StatusCode::BAD_REQUEST, error);
-    let request: SwapRequest =
-        serde_json::from_slice(&body).map_err(|e| bad(format!("the body is no swap: {e}")))?;
+    let request: SwapRequest = read_body(&body, "swap")?;
     if request.plugin.as_os_str() != BUILT_IN && !request.plugin.is_absolute() {
-        return Err(bad("plugin has to be an absolute path, or built-in".into()));
+        let error = "plugin has to be an absolute path, or built-in";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, error));
     }
     let slots = Arc::clone(app.cell.slots());
     // This is dropped with the connection, too.

@@ -63,6 +63,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Chosen {
     }
 }
 
+/// The body of a request, which is to be a `what`.
+pub(super) fn read_body<T: DeserializeOwned>(body: &[u8], what: &str) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|e| {
+        let error = format!("the body is no {what}: {e}");
+        Problem::new(StatusCode::BAD_REQUEST, error)
+    })
+}
+
 /// The query of a URL.
 pub(super) struct Asked<T>(pub(super) T);
 

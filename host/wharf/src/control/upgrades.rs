@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::app::App;
-use super::problem::{Chosen, Problem};
+use super::problem::{Chosen, Problem, read_body};
 use crate::cell::UpgradeRefusal;
 use crate::cell::protocol::UpgradeStatus;
 
@@ -51,8 +51,7 @@ pub(super) async fn upgrade(
     Chosen(selector): Chosen,
     body: Bytes,
 ) -> Result<(StatusCode, Json<UpgradeStatus>), Problem> {
-    let request: UpgradeRequest = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let request: UpgradeRequest = read_body(&body, "upgrade")?;
     if !request.image.is_absolute() {
         let error = "the path of the image is not absolute";
         return Err(Problem::new(StatusCode::BAD_REQUEST, error));

@@ -210,7 +210,7 @@ impl Board {
     /// Lets connections through a door.
     pub(super) fn open(&self, door: &Door) {
         door.is_open.store(true, Ordering::Release);
-        ring(&self.opened);
+        self.knock();
     }
 
     /// Says that who waits may find somebody now.

@@ -1,6 +1,7 @@
 //! The thread that owns the model: it turns what workers, signals and the control
 //! socket say into events, and actions into messages to workers.
 
+mod rollout;
 mod upgrade;
 
 use std::collections::VecDeque;
@@ -25,8 +26,9 @@ use super::protocol::{
 };
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
 use super::{CellConfig, CellError, Request, Shared, TaskSpec};
-use crate::net::{Acceptor, Share};
-use upgrade::{Ongoing, Rollout, Running};
+use crate::net::{Acceptor, Board, Share};
+use rollout::Rollout;
+use upgrade::{Ongoing, Running};
 
 /// Starts workers, supervisor and tasks; the thread ends when the cell does, having
 /// said so in `over`. Returns also where the guests write.
@@ -53,7 +55,7 @@ pub(super) fn start(
         members,
         workers,
         events,
-        shared: shared.clone(),
+        board: Arc::clone(&shared.board),
         rollouts: Vec::new(),
         past_rollouts: VecDeque::new(),
         last_rollout: 0,
@@ -110,6 +112,52 @@ impl Member {
     fn name(&self) -> String {
         format!("{}.{}", self.spec.name, self.index)
     }
+
+    /// What is needed to make its next life.
+    fn birth(&self, key: TaskKey) -> Birth {
+        Birth {
+            key,
+            task: self.task,
+            joins: self.joins,
+            spec: Arc::clone(&self.spec),
+            image: self.pinned.clone(),
+            console: Arc::clone(&self.console),
+            meters: Arc::clone(&self.meters),
+            share: Arc::clone(&self.share),
+            log: self.log.clone(),
+            heir_of: None,
+        }
+    }
+
+    /// What is shown of a life of it, as far as that is not the model's to say.
+    fn row(&self, spec: &TaskSpec, meters: &Meters, share: &Share) -> TaskStatus {
+        let (traffic, frames) = (meters.traffic(), meters.frames());
+        TaskStatus {
+            name: spec.name.clone(),
+            index: self.index,
+            generation: 0,
+            state: meters.state(),
+            image: spec.image.display().to_string(),
+            memory_bytes: spec.boot.memory,
+            run_ns: meters.run_ns(),
+            exits: meters.exits(),
+            console_bytes: 0,
+            connections: traffic.open.load(Ordering::Relaxed),
+            connections_total: traffic.total.load(Ordering::Relaxed),
+            connection_errors: traffic.errors.load(Ordering::Relaxed),
+            received_bytes: traffic.received.load(Ordering::Relaxed),
+            sent_bytes: traffic.sent.load(Ordering::Relaxed),
+            received_frames_dropped: frames.received(),
+            sent_frames_dropped: frames.sent(),
+            restarts: 0,
+            exit_status: None,
+            weight: spec.weight,
+            share: share.get(),
+            beside: None,
+            worker: None,
+            reason: None,
+        }
+    }
 }
 
 fn members(tasks: Vec<TaskSpec>) -> Result<Vec<Member>, CellError> {
@@ -153,7 +201,7 @@ struct Supervisor {
     members: Vec<Member>,
     workers: Workers,
     events: Arc<EventLog>,
-    shared: Shared,
+    board: Arc<Board>,
     rollouts: Vec<Rollout>,
     /// The last of those that are over.
     past_rollouts: VecDeque<UpgradeStatus>,
@@ -246,6 +294,11 @@ impl Supervisor {
                     self.heir_is_at(heir, made.worker);
                     return self.drive(heir, Upgrading::Booted);
                 }
+                if self.model.key(key.replica) != key {
+                    // Whose place it was to take was told something else meanwhile.
+                    self.send(made.worker, ToWorker::Kill(key));
+                    return Going::On;
+                }
                 if let Some(member) = self.members.get_mut(key.replica) {
                     member.image = Some(made.image);
                 }
@@ -261,27 +314,21 @@ impl Supervisor {
                 self.tell(Fact::BootFailed(key))
             }
             FromWorker::Ended(key, outcome, report) => {
+                let words = words(outcome);
                 let (kind, detail) = match outcome {
-                    Outcome::Exited { status } => {
-                        (EventKind::Exited, format!("exited with status {status}"))
-                    }
+                    Outcome::Exited { .. } => (EventKind::Exited, words.clone()),
                     Outcome::Faulted => (EventKind::Faulted, report.unwrap_or_default()),
-                    Outcome::Stopped(stop) => (EventKind::Stopped, stop_reason(stop)),
+                    Outcome::Stopped(_) => (EventKind::Stopped, words.clone()),
                 };
                 // Of a life that is beside the present one, nothing is the replica's.
                 if self.model.key(key.replica) != key {
-                    self.events.add(
-                        self.members.get(key.replica).map(Member::name),
-                        key.generation,
-                        kind,
-                        detail,
-                    );
-                    return self.version_ended(key, outcome);
+                    self.note(key, kind, detail);
+                    return self.version_ended(key, words);
                 }
                 self.record(key, kind, detail);
                 let going = self.tell(Fact::Ended(key, outcome));
                 if self.heir_of(key).is_some() {
-                    self.version_ended(key, outcome);
+                    self.version_ended(key, words);
                 }
                 going
             }
@@ -378,19 +425,7 @@ impl Supervisor {
 
     fn boot(&self, key: TaskKey, worker: usize) {
         if let Some(member) = self.members.get(key.replica) {
-            let birth = Birth {
-                key,
-                task: member.task,
-                joins: member.joins,
-                spec: Arc::clone(&member.spec),
-                console: Arc::clone(&member.console),
-                image: member.pinned.clone(),
-                meters: Arc::clone(&member.meters),
-                share: Arc::clone(&member.share),
-                log: member.log.clone(),
-                heir_of: None,
-            };
-            self.send(worker, ToWorker::Boot(Box::new(birth)));
+            self.send(worker, ToWorker::Boot(Box::new(member.birth(key))));
         }
     }
 
@@ -411,6 +446,13 @@ impl Supervisor {
                     member.reason = (!first.is_empty()).then(|| first.to_owned());
                 }
             }
+        }
+        self.note(key, kind, detail);
+    }
+
+    /// An event that is no reason for where a replica is.
+    fn note(&self, key: TaskKey, kind: EventKind, detail: String) {
+        if let Some(member) = self.members.get(key.replica) {
             self.events
                 .add(Some(member.name()), key.generation, kind, detail);
         }
@@ -419,7 +461,6 @@ impl Supervisor {
     fn statuses(&self) -> Vec<TaskStatus> {
         let status = |(replica, member): (usize, &Member)| {
             let outcome = self.model.last_outcome(replica);
-            let traffic = member.meters.traffic();
             let (state, worker) = match self.model.state(replica) {
                 State::Starting { worker } => (TaskState::Starting, Some(worker)),
                 State::BackingOff { .. } => (TaskState::Starting, None),
@@ -432,43 +473,33 @@ impl Supervisor {
                 },
             };
             TaskStatus {
-                name: member.spec.name.clone(),
-                index: member.index,
                 generation: self.model.key(replica).generation,
                 state,
-                image: member.spec.image.display().to_string(),
-                memory_bytes: member.spec.boot.memory,
-                run_ns: member.meters.run_ns(),
-                exits: member.meters.exits(),
                 console_bytes: member.console.end(),
-                connections: traffic.open.load(Ordering::Relaxed),
-                connections_total: traffic.total.load(Ordering::Relaxed),
-                connection_errors: traffic.errors.load(Ordering::Relaxed),
-                received_bytes: traffic.received.load(Ordering::Relaxed),
-                sent_bytes: traffic.sent.load(Ordering::Relaxed),
-                received_frames_dropped: member.meters.frames().received(),
-                sent_frames_dropped: member.meters.frames().sent(),
                 restarts: self.model.restarts(replica),
                 exit_status: outcome.map(Outcome::exit_status),
-                weight: member.spec.weight,
-                share: member.share.get(),
-                beside: None,
                 worker: worker.and_then(|worker| worker.try_into().ok()),
                 reason: member.reason.clone(),
+                ..member.row(&member.spec, &member.meters, &member.share)
             }
         };
-        let members = self.members.iter().enumerate();
-        members
-            .flat_map(|(replica, member)| {
-                std::iter::once(status((replica, member))).chain(self.beside(replica))
-            })
-            .collect()
+        let mut rows = Vec::new();
+        for (replica, member) in self.members.iter().enumerate() {
+            rows.push(status((replica, member)));
+            let here = self.ongoing.iter();
+            let here = here.filter(|it| it.new_key().replica == replica);
+            rows.extend(here.filter_map(|it| it.beside(member)));
+        }
+        rows
     }
 }
 
-fn stop_reason(stop: Stop) -> String {
-    match stop {
-        Stop::Terminate => "stopped".to_owned(),
-        other => other.to_string(),
+/// How a life ended, for people.
+fn words(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Exited { status } => format!("exited with status {status}"),
+        Outcome::Faulted => "faulted".to_owned(),
+        Outcome::Stopped(Stop::Terminate) => "stopped".to_owned(),
+        Outcome::Stopped(other) => other.to_string(),
     }
 }

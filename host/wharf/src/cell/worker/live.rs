@@ -162,11 +162,8 @@ impl Live {
         self.spec.weight
     }
 
-    pub(super) fn is_ready(&self) {
-        self.meters.set_activity(Activity::Ready);
-    }
-
-    pub(super) fn rests(&self, activity: Activity) {
+    /// Says what it does, to whoever looks.
+    pub(super) fn shows(&self, activity: Activity) {
         self.meters.set_activity(activity);
     }
 

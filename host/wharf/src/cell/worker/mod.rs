@@ -35,7 +35,7 @@ use wharf_model::{Outcome, Stop};
 
 use super::console::ConsoleRing;
 use super::logger::LogTarget;
-use super::meters::Meters;
+use super::meters::{Activity, Meters};
 use super::{CellError, Shared, TaskSpec};
 use crate::net::Share;
 
@@ -44,7 +44,6 @@ use kick::Kicks;
 pub(super) use live::Live;
 use live::{Left, Turn};
 use scheduler::Scheduler;
-use upgrade::Role;
 pub(super) use upgrade::{Cut, Handed};
 use watch::{Patience, Watch};
 
@@ -302,13 +301,7 @@ impl Worker {
                     image: Arc::clone(live.image()),
                 };
                 match heir_of {
-                    // From now on neither leaves this worker.
-                    Some(old) => {
-                        if let Some(old) = self.guests.get_mut(&old) {
-                            old.role = Some(Role::Old { handed: None });
-                        }
-                        self.hold(live);
-                    }
+                    Some(_) => self.hold(live),
                     None => self.take_in(live),
                 }
                 self.tell(FromWorker::Booted(key, made));
@@ -334,7 +327,7 @@ impl Worker {
                 self.sleepers.remove(&(until, key));
             }
             live.is_parked = false;
-            live.is_ready();
+            live.shows(Activity::Ready);
             self.queue.wake(key);
         }
     }
@@ -377,6 +370,7 @@ impl Worker {
             inbox: &self.inbox,
         };
         let (left, used) = live.run(&mut self.kicks, &turn);
+        let has_role = live.role.is_some();
         self.queue.ran(
             key,
             used,
@@ -388,7 +382,7 @@ impl Worker {
         );
         match left {
             Left::Ready => {
-                live.is_ready();
+                live.shows(Activity::Ready);
                 self.say_crowded();
             }
             Left::Parked(until) => {
@@ -398,7 +392,9 @@ impl Worker {
             }
             Left::Ended(outcome) => self.end(key, outcome),
         }
-        self.report_role(key);
+        if has_role {
+            self.report_role(key);
+        }
     }
 
     /// Forgets a guest and tells how it ended.
@@ -430,8 +426,7 @@ impl Worker {
             return;
         }
         if let Some(key) = self.queue.last()
-            // Who is in an upgrade stays until that is over.
-            && self.guests.get(&key).is_some_and(|it| it.role.is_none())
+            && !self.is_beside_another(key)
             && let Some(live) = self.remove(key)
         {
             // Sent before it is told: whatever the supervisor then says to the

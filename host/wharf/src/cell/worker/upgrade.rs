@@ -139,37 +139,38 @@ impl Worker {
         };
         let legacy = live.guest().take_legacy();
         let is_ready = live.guest().task().is_ready();
-        let mut role = live.role.take();
-        match &mut role {
+        let said = match &mut live.role {
             Some(Role::Heir { is_ready: told }) if is_ready && !*told => {
                 *told = true;
-                self.tell(FromWorker::Ready(key));
+                FromWorker::Ready(key)
             }
             Some(Role::Old { handed }) => match legacy {
                 Some(Ok(legacy)) => {
+                    *handed = Some((Instant::now(), legacy.connections));
                     // Nothing more comes to it, unless it goes on.
                     self.watch.remove(key, live.device_fds());
-                    *handed = Some((Instant::now(), legacy.connections));
-                    self.tell(FromWorker::HandedOver(key, Handed::State(legacy.state)));
+                    FromWorker::HandedOver(key, Handed::State(legacy.state))
                 }
-                Some(Err(bad)) => {
-                    let reason = bad.to_string();
-                    self.tell(FromWorker::HandedOver(key, Handed::Failed(reason)));
-                }
-                None => {}
+                Some(Err(bad)) => FromWorker::HandedOver(key, Handed::Failed(bad.to_string())),
+                None => return,
             },
-            _ => {}
-        }
-        if let Some(live) = self.guests.get_mut(&key) {
-            live.role = role;
-        }
+            _ => return,
+        };
+        self.tell(said);
+    }
+
+    /// Whether another life of the replica is here: neither leaves the other.
+    pub(super) fn is_beside_another(&self, key: TaskKey) -> bool {
+        let of_replica = |generation| TaskKey { generation, ..key };
+        let lives = self.guests.range(of_replica(0)..=of_replica(u64::MAX));
+        lives.count() > 1
     }
 
     /// Takes in a guest that is not to run yet.
     pub(super) fn hold(&mut self, mut live: Live) {
         let key = live.key;
         live.is_parked = true;
-        live.rests(Activity::Waiting);
+        live.shows(Activity::Waiting);
         self.queue.insert(key, live.weight());
         self.guests.insert(key, live);
     }

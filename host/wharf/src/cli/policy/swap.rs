@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::ValueHint;
 use wharf_model::policy::SlotName;
 
 use super::{Settings, slot_parser};
 use crate::build::{BuildOptions, Progress, Source};
-use crate::cli::host::{Host, Waiting};
+use crate::cli::host::{Host, Waiting, whole_path};
 use crate::cli::{output, table};
 use crate::control::{BUILT_IN, ShadowReport, SwapReport, SwapRequest};
 use crate::text::printable;
@@ -101,9 +100,7 @@ fn artefact(plugin: &Path, progress: Progress) -> anyhow::Result<PathBuf> {
         position_independent: true,
         progress,
     };
-    let path = Source::find(plugin)?.plugin_path(options)?;
-    let whole = path.canonicalize();
-    whole.with_context(|| format!("cannot find {}", path.display()))
+    whole_path(&Source::find(plugin)?.plugin_path(options)?)
 }
 
 fn report(slot: SlotName, done: &SwapReport) -> String {
