@@ -149,7 +149,7 @@ pub fn run_machine(mut machine: Machine) -> Run {
                 answer = Some(Answer::INVALID);
                 continue;
             }
-            Exit::Interrupted => {
+            Exit::Again | Exit::Interrupted => {
                 answer = None;
                 continue;
             }

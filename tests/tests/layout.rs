@@ -62,7 +62,7 @@ fn check(layout: &Layout, memory: u64) {
     }
     if layout.heap.len >= 9 * HUGE_PAGE {
         assert_eq!(layout.heap.addr % HUGE_PAGE, 0);
-        assert_eq!(layout.huge_from % HUGE_PAGE, 0);
+        assert_eq!(layout.huge.start % HUGE_PAGE, 0);
     }
 }
 

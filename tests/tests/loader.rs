@@ -17,7 +17,8 @@ use wharf_abi::manifest::Name;
 use wharf_abi::note::Note;
 use wharf_abi::{AbiVersion, DeviceKind, DeviceRequest, Manifest};
 use wharf_machine::image::{
-    Access, Device, IMAGE_BYTES_MAX, Image, OpenError, Placement, Relocation, SYMBOL_CHARS_MAX,
+    Access, Contract, Device, IMAGE_BYTES_MAX, Image, OpenError, Placement, Relocation,
+    SYMBOL_CHARS_MAX,
 };
 use wharf_tests::elf::{
     Elf, ElfBuilder, Header, PT_DYNAMIC, PT_GNU_RELRO, PT_GNU_STACK, PT_INTERP, PT_NOTE, PT_TLS,
@@ -494,13 +495,12 @@ fn a_fixed_image_is_what_was_put_in() {
 
     let view = image.manifest();
     assert_eq!((view.name.as_str(), view.version.as_str()), ("kv", "2.1"));
-    assert_eq!(view.abi, AbiVersion::CURRENT);
+    assert_eq!(view.contract, Contract::Wharf(AbiVersion::CURRENT));
     assert_eq!(view.memory_min_bytes, u64::from(u32::MAX) * 1024);
     assert_eq!(view.stack_bytes, 64 * 1024);
     let device = |kind, name: &str| Device {
         kind,
         name: name.to_owned(),
-        abi_name: wharf_abi::manifest::Name::new(name),
     };
     assert_eq!(
         view.devices,

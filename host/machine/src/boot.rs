@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 use wharf_abi::boot::ARGS_MAX;
-use wharf_abi::manifest::DEVICES_MAX;
+use wharf_abi::manifest::{DEVICES_MAX, Name};
 use wharf_abi::{AbiVersion, BootPage, Clock, DeviceEntry, Span};
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::Error;
 use crate::descriptors::SystemPage;
@@ -110,6 +110,20 @@ impl Args {
     pub(crate) fn len(&self) -> u64 {
         u64_of(self.block.len())
     }
+
+    /// All of them as one NUL-terminated string with a space between two, as an hvt
+    /// guest has them. Where one ends cannot be told there from a space in it.
+    pub(crate) fn line(&self) -> Vec<u8> {
+        let mut line = self.block.clone();
+        if let Some((_, between)) = line.split_last_mut() {
+            for byte in between.iter_mut().filter(|byte| **byte == 0) {
+                *byte = b' ';
+            }
+        } else {
+            line.push(0);
+        }
+        line
+    }
 }
 
 impl TryFrom<Vec<String>> for Args {
@@ -130,15 +144,12 @@ impl From<Args> for Vec<String> {
     }
 }
 
-/// Writes image, tables and boot page into `memory` as `layout` says.
-pub(crate) fn fill(
+/// Writes image and tables into `memory` as `layout` says.
+pub(crate) fn load(
     memory: &GuestMemory,
     layout: &Layout,
     system: &SystemPage,
     image: &Image,
-    config: &BootConfig,
-    clock: Clock,
-    seed: [u8; 32],
 ) -> Result<(), Error> {
     populate(memory, layout);
     memory.write(layout.system.gpa, &system.bytes)?;
@@ -156,7 +167,18 @@ pub(crate) fn fill(
         let value = relocation.addend.wrapping_add(layout.bias);
         write_mapped(memory, &mappings, addr, &value.to_le_bytes())?;
     }
+    Ok(())
+}
 
+/// Writes the boot page, and what belongs to it, into `memory` as `layout` says.
+pub(crate) fn fill(
+    memory: &GuestMemory,
+    layout: &Layout,
+    image: &Image,
+    config: &BootConfig,
+    clock: Clock,
+    seed: [u8; 32],
+) -> Result<(), Error> {
     let entries = device_entries(layout, image);
     memory.write(layout.boot.gpa.offset(DEVICES_AT), entries.as_bytes())?;
     let boot = BootPage {
@@ -199,10 +221,19 @@ fn device_entries(layout: &Layout, image: &Image) -> Vec<DeviceEntry> {
         .map(|(device, (page, _))| DeviceEntry {
             kind: device.kind.raw(),
             reserved: [0; 6],
-            name: device.abi_name,
+            name: abi_name(&device.name),
             page,
         })
         .collect()
+}
+
+/// A name as the contract has it. A checked image has none that does not fit.
+fn abi_name(name: &str) -> Name<32> {
+    let mut bytes = [0; 32];
+    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    Name::read_from_bytes(&bytes).unwrap_or(Name::EMPTY)
 }
 
 /// Makes resident, in few calls, what is about to be written or touched.
@@ -216,9 +247,17 @@ fn populate(memory: &GuestMemory, layout: &Layout) {
         .gpa
         .offset(layout.stack.len.saturating_sub(touched));
     memory.populate(stack_top, stack_end.offset(layout.tables.len()));
-    let devices = layout.devices.map_or(0, |devices| devices.len);
-    let first_end = layout.boot.gpa.offset(layout.boot.len).offset(devices);
-    memory.populate(layout.system.gpa, first_end);
+    let mut first = layout.system;
+    let parts = [layout.fault_stack, layout.boot].into_iter();
+    for part in parts.chain(layout.devices) {
+        if first.gpa.offset(first.len) == part.gpa {
+            first.len = first.len.saturating_add(part.len);
+        } else {
+            memory.populate(first.gpa, first.gpa.offset(first.len));
+            first = part;
+        }
+    }
+    memory.populate(first.gpa, first.gpa.offset(first.len));
     for mapping in &layout.mappings {
         let in_image = mapping.addr >= layout.image.addr
             && mapping.end() <= layout.image.addr.saturating_add(layout.image.len);

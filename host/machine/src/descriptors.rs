@@ -13,8 +13,6 @@
 //! 0x400  stubs    16 bytes a vector: out FAULT_PORT, al; hlt
 //! ```
 
-use wharf_abi::Hypercall;
-
 /// Selector of 64-bit user code, with RPL 3 (Intel SDM vol. 3 §3.4.2).
 pub(crate) const USER_CODE: u16 = 0x20 | 3;
 /// Selector of user data, with RPL 3.
@@ -40,13 +38,11 @@ const VECTORS: u16 = 32;
 /// Size of a 64-bit TSS before its I/O bitmap (SDM vol. 3 §8.7), which is also
 /// the I/O map base.
 const TSS_LEN: u16 = 0x68;
-/// The bitmap covers ports 0 to 0xFF; all above lie outside the TSS limit.
-const BITMAP_LEN: u16 = 32;
-/// The bitmap is followed by a byte of ones, which the limit includes.
-const TSS_LIMIT: u16 = TSS_LEN + BITMAP_LEN;
+/// Most bytes of the bitmap: up to the IDT, with a byte of ones behind it. All ports
+/// above those that it covers lie outside the TSS limit.
+const BITMAP_MAX: u16 = IDT_AT - TSS_AT - TSS_LEN - 1;
 
 const _: () = assert!(GDT_AT + GDT_LEN <= TSS_AT);
-const _: () = assert!(TSS_AT + TSS_LIMIT < IDT_AT);
 const _: () = assert!(IDT_AT + VECTORS * GATE_LEN <= STUBS_AT);
 const _: () = assert!(STUBS_AT + VECTORS * STUB_LEN <= END);
 
@@ -67,19 +63,24 @@ pub(crate) struct SystemPage {
 
 impl SystemPage {
     /// Lays the page out for address `at`, with exceptions pushed below
-    /// `fault_stack_top`.
-    pub(crate) fn new(at: u64, fault_stack_top: u64) -> Self {
+    /// `fault_stack_top` and these ports open. One that the bitmap has no place for, at
+    /// 0x8B8 or above, stays closed.
+    pub(crate) fn new(at: u64, fault_stack_top: u64, open: impl IntoIterator<Item = u16>) -> Self {
         let table = |offset, limit| Table {
             base: at.saturating_add(u64::from(offset)),
             limit,
         };
         let gdt = table(GDT_AT, GDT_LEN.saturating_sub(1));
-        let tss = table(TSS_AT, TSS_LIMIT);
+        let bitmap = bitmap_of(open);
+        // The limit includes the byte of ones.
+        let bitmap_len = u16::try_from(bitmap.len()).unwrap_or(0);
+        let tss = table(TSS_AT, TSS_LEN.saturating_add(bitmap_len).saturating_sub(1));
         let idt = table(IDT_AT, VECTORS.saturating_mul(GATE_LEN).saturating_sub(1));
 
         let mut bytes = vec![0; usize::from(END)];
         put(&mut bytes, GDT_AT, &gdt_of(tss));
         put(&mut bytes, TSS_AT, &tss_of(fault_stack_top));
+        put(&mut bytes, TSS_AT.saturating_add(TSS_LEN), &bitmap);
         for vector in 0..VECTORS {
             let stub = stub_at(vector);
             let gate_at = IDT_AT.saturating_add(vector.saturating_mul(GATE_LEN));
@@ -152,18 +153,23 @@ fn tss_of(fault_stack_top: u64) -> Vec<u8> {
     put(&mut tss, 0x04, &fault_stack_top.to_le_bytes()); // RSP0
     put(&mut tss, 0x24, &fault_stack_top.to_le_bytes()); // IST1
     put(&mut tss, 0x66, &TSS_LEN.to_le_bytes()); // I/O map base
+    tss
+}
 
-    // A set bit forbids its port.
-    let mut bitmap = vec![0xFF; usize::from(BITMAP_LEN)];
-    for call in Hypercall::ALL {
-        let port = call.port();
-        if let Some(byte) = bitmap.get_mut(usize::from(port / 8)) {
+/// The I/O permission bitmap and the byte of ones behind it. A set bit forbids its port.
+fn bitmap_of(open: impl IntoIterator<Item = u16>) -> Vec<u8> {
+    let mut bitmap = vec![0xFF; usize::from(BITMAP_MAX)];
+    let mut len = 0;
+    for port in open {
+        let at = usize::from(port / 8);
+        if let Some(byte) = bitmap.get_mut(at) {
             *byte &= !(1 << (port % 8));
+            len = len.max(at.saturating_add(1));
         }
     }
-    tss.extend(bitmap);
-    tss.push(0xFF);
-    tss
+    bitmap.truncate(len);
+    bitmap.push(0xFF);
+    bitmap
 }
 
 /// A 64-bit interrupt gate on IST1 (SDM vol. 3, "64-Bit Mode IDT"). `int3` may be
@@ -193,14 +199,21 @@ mod tests {
 
     #[test]
     fn the_bitmap_opens_the_hypercall_ports_and_no_other() {
-        let page = SystemPage::new(AT, 0);
         let map = usize::from(TSS_AT + TSS_LEN);
-        for port in 0..256_u16 {
-            let open = page.bytes[map + usize::from(port / 8)] & 1 << (port % 8) == 0;
-            assert_eq!(open, Hypercall::from_port(port).is_some(), "port {port:#x}");
+        let calls: Vec<u16> = Hypercall::ALL.map(Hypercall::port).to_vec();
+        for open in [calls, (0x501..=0x50B).collect(), vec![0, 0x7FFF]] {
+            let page = SystemPage::new(AT, 0, open.iter().copied());
+            let last = page.tss.limit - TSS_LEN;
+            assert_eq!(page.bytes[map + usize::from(last)], 0xFF);
+            for port in 0..last * 8 {
+                let is_open = page.bytes[map + usize::from(port / 8)] & 1 << (port % 8) == 0;
+                assert_eq!(is_open, open.contains(&port), "port {port:#x}");
+            }
+            for port in open.iter().filter(|port| **port < 0x1000) {
+                assert!(port / 8 < last);
+            }
+            assert!(page.tss.limit < IDT_AT - TSS_AT);
         }
-        assert_eq!(page.bytes[map + 32], 0xFF);
-        assert_eq!(page.tss.limit, 0x68 + 32);
     }
 
     #[test]
@@ -218,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_gate_points_at_its_stub() {
-        let page = SystemPage::new(AT, 0);
+        let page = SystemPage::new(AT, 0, []);
         for vector in 0..32_u16 {
             let gate = &page.bytes[usize::from(IDT_AT + vector * 16)..][..16];
             let word = |at: usize, len: usize| {

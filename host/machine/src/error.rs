@@ -52,6 +52,9 @@ pub enum Error {
         /// Bytes.
         len: usize,
     },
+    /// State for a guest whose contract knows of none.
+    #[error("a guest of Solo5's cannot be given the state of the one before it")]
+    NoHeir,
     /// wharf contradicts itself.
     #[error("a defect of wharf's: {0}")]
     Defect(&'static str),

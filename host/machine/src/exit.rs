@@ -17,6 +17,9 @@ use crate::space::UserSlice;
 pub enum Exit {
     /// The guest asks for something. It must be answered, unless the guest ends.
     Call(Call),
+    /// What the guest wanted was done here, for it wanted nothing of its host; it can be
+    /// entered again as it is.
+    Again,
     /// A signal or kick came; the guest can be entered again as it is.
     Interrupted,
     /// The guest broke a rule and cannot go on.
@@ -54,7 +57,12 @@ pub enum Call {
 /// What KVM reported, before the registers are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RawExit {
-    Hypercall(Hypercall),
+    /// An output of so many bytes, the first of them in `value`.
+    Out {
+        port: u16,
+        bytes: usize,
+        value: u32,
+    },
     /// A fault stub ran: which one, RIP tells.
     Stub,
     Broken(Cause),
@@ -66,10 +74,17 @@ impl RawExit {
     pub(crate) fn of(exit: VcpuExit<'_>) -> Self {
         match exit {
             VcpuExit::IoOut(FAULT_PORT, [_]) => Self::Stub,
-            VcpuExit::IoOut(port, data) => match (Hypercall::from_port(port), data) {
-                (Some(call), [_]) => Self::Hypercall(call),
-                (_, data) => Self::Broken(Cause::port(port, Direction::Out, data.len())),
-            },
+            VcpuExit::IoOut(port, data) => {
+                let mut value = [0; 4];
+                for (to, from) in value.iter_mut().zip(data) {
+                    *to = *from;
+                }
+                Self::Out {
+                    port,
+                    bytes: data.len(),
+                    value: u32::from_le_bytes(value),
+                }
+            }
             VcpuExit::IoIn(port, data) => {
                 Self::Broken(Cause::port(port, Direction::In, data.len()))
             }
@@ -89,13 +104,20 @@ impl RawExit {
 }
 
 impl Call {
-    /// Reads the arguments of `hypercall` from the registers at its exit.
-    pub(crate) fn decode(hypercall: Hypercall, regs: &kvm_regs) -> Self {
+    /// Reads the call that an output of so many bytes to `port` is, its arguments from
+    /// the registers at the exit.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault: there is no such call.
+    pub(crate) fn decode(port: u16, bytes: usize, regs: &kvm_regs) -> Result<Self, Cause> {
+        let hypercall = Hypercall::from_port(port).filter(|_| bytes == 1);
+        let hypercall = hypercall.ok_or(Cause::port(port, Direction::Out, bytes))?;
         let slice = UserSlice {
             addr: regs.rdi,
             len: regs.rsi,
         };
-        match hypercall {
+        Ok(match hypercall {
             Hypercall::Exit => {
                 let [status, ..] = regs.rdi.to_le_bytes();
                 Self::Exit { status }
@@ -108,24 +130,27 @@ impl Call {
             Hypercall::Kick => Self::Kick { target: regs.rdi },
             Hypercall::HandOver => Self::HandOver(slice),
             Hypercall::Ready => Self::Ready,
-        }
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use kvm_bindings::kvm_regs;
     use kvm_ioctls::VcpuExit;
     use wharf_abi::Hypercall;
 
-    use super::{Cause, Direction, FAULT_PORT, RawExit};
+    use super::{Call, Cause, Direction, FAULT_PORT, RawExit};
 
     #[test]
     fn one_byte_out_to_an_open_port_is_a_hypercall() {
+        let regs = kvm_regs::default();
         for call in Hypercall::ALL {
-            assert_eq!(
-                RawExit::of(VcpuExit::IoOut(call.port(), &[7])),
-                RawExit::Hypercall(call)
-            );
+            let port = call.port();
+            let exit = RawExit::of(VcpuExit::IoOut(port, &[7]));
+            let (bytes, value) = (1, 7);
+            assert_eq!(exit, RawExit::Out { port, bytes, value });
+            assert!(Call::decode(port, 1, &regs).is_ok());
         }
         assert_eq!(
             RawExit::of(VcpuExit::IoOut(FAULT_PORT, &[0])),
@@ -135,28 +160,26 @@ mod tests {
 
     #[test]
     fn any_other_width_port_or_direction_is_a_fault() {
+        let regs = kvm_regs::default();
         let port = Hypercall::Exit.port();
-        let broken = |direction, len| RawExit::Broken(Cause::port(port, direction, len));
-        assert_eq!(
-            RawExit::of(VcpuExit::IoOut(port, &[0; 2])),
-            broken(Direction::Out, 2)
-        );
-        assert_eq!(
-            RawExit::of(VcpuExit::IoOut(port, &[0; 4])),
-            broken(Direction::Out, 4)
-        );
-        assert_eq!(
-            RawExit::of(VcpuExit::IoOut(port, &[])),
-            broken(Direction::Out, 0)
-        );
-        assert_eq!(
-            RawExit::of(VcpuExit::IoIn(port, &mut [0])),
-            broken(Direction::In, 1)
-        );
+        for bytes in [0, 2, 4, 8] {
+            let broken = Cause::port(port, Direction::Out, bytes);
+            assert_eq!(Call::decode(port, bytes, &regs), Err(broken));
+        }
         let beyond = Hypercall::Ready.port() + 1;
-        assert!(matches!(
-            RawExit::of(VcpuExit::IoOut(beyond, &[0])),
-            RawExit::Broken(_)
-        ));
+        assert!(Call::decode(beyond, 1, &regs).is_err());
+        let broken = RawExit::Broken(Cause::port(port, Direction::In, 1));
+        assert_eq!(RawExit::of(VcpuExit::IoIn(port, &mut [0])), broken);
+    }
+
+    #[test]
+    fn what_an_output_carries_is_its_first_four_bytes() {
+        let of = |data: &[u8]| match RawExit::of(VcpuExit::IoOut(0x501, data)) {
+            RawExit::Out { bytes, value, .. } => (bytes, value),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(&[1, 2, 3, 4]), (4, 0x0403_0201));
+        assert_eq!(of(&[1, 2, 3, 4, 5]), (5, 0x0403_0201));
+        assert_eq!(of(&[]), (0, 0));
     }
 }

@@ -49,6 +49,13 @@ pub enum Cause {
         /// Guest-physical address.
         gpa: u64,
     },
+    /// A privileged instruction that hvt guests have no use for.
+    Privileged {
+        /// What it is.
+        what: &'static str,
+    },
+    /// An hvt guest waits for an interrupt, of which there are none.
+    Halted,
     /// An exit that a guest at CPL 3 should not be able to cause.
     Unexpected {
         /// What KVM called it.
@@ -209,6 +216,10 @@ impl fmt::Display for Cause {
             Self::TripleFault => f.write_str("triple fault"),
             Self::Emulation => f.write_str("instruction that KVM cannot emulate"),
             Self::NoMemory { gpa } => write!(f, "no memory at guest-physical {gpa:#x}"),
+            Self::Privileged { what } => {
+                write!(f, "privileged instruction that is not emulated ({what})")
+            }
+            Self::Halted => f.write_str("hlt, which nothing would ever end"),
             Self::Unexpected { what } => write!(f, "unexpected exit ({what})"),
         }
     }

@@ -35,7 +35,8 @@ use std::ops::Range;
 
 use wharf_abi::Span;
 
-use crate::image::{Access, Image, Placement};
+use crate::hvt;
+use crate::image::{Access, Contract, Image, Placement};
 use crate::memory::{Gpa, HUGE_PAGE, PAGE, u64_of};
 use crate::paging::PageTables;
 use crate::space::{Mapping, Owner};
@@ -75,16 +76,26 @@ pub enum LayoutError {
         needed: u64,
     },
     /// More memory than a guest may have.
-    #[error("memory of {} GiB is too large: the most is {} GiB", memory >> 30, MEMORY_MAX >> 30)]
+    #[error("memory of {} GiB is too large: the most is {} GiB", memory >> 30, most >> 30)]
     TooLarge {
         /// Bytes given.
         memory: u64,
+        /// Bytes that such an image can have.
+        most: u64,
     },
     /// Memory that is no whole number of pages.
     #[error("memory of {memory} bytes is no multiple of 4 KiB")]
     Uneven {
         /// Bytes given.
         memory: u64,
+    },
+    /// More arguments than an hvt guest's boot information can carry.
+    #[error("arguments of {len} bytes are too long for an hvt guest: the most is {most}")]
+    ArgsTooLong {
+        /// Bytes, one between two of them included.
+        len: u64,
+        /// Bytes that fit.
+        most: u64,
     },
     /// The parts do not fit into the address space.
     #[error("the image leaves no room for its stack and heap below 128 TiB")]
@@ -114,8 +125,12 @@ pub struct Layout {
     pub image: Span,
     /// The heap.
     pub heap: Span,
-    /// Where large host pages may begin.
-    pub huge_from: u64,
+    /// Guest-physical memory in all, in bytes.
+    pub memory: u64,
+    /// Where the host may use large pages, guest-physical.
+    pub huge: Range<u64>,
+    /// Addresses below the stack that are never mapped.
+    pub guard: Range<u64>,
     /// Guest-physical addresses of the page tables, which nothing maps.
     pub tables_range: Range<u64>,
     pub(crate) tables: PageTables,
@@ -149,11 +164,15 @@ impl Layout {
         inherited_len: u64,
         random: u64,
     ) -> Result<Self, LayoutError> {
-        if memory > MEMORY_MAX {
-            return Err(LayoutError::TooLarge { memory });
-        }
         if !memory.is_multiple_of(PAGE) {
             return Err(LayoutError::Uneven { memory });
+        }
+        if image.manifest().contract == Contract::Hvt {
+            return hvt::plan(image, memory, args_len);
+        }
+        if memory > MEMORY_MAX {
+            let most = MEMORY_MAX;
+            return Err(LayoutError::TooLarge { memory, most });
         }
         let mut planner = Planner::new(image, random)?;
         let parts = planner.place_parts(args_len, inherited_len)?;
@@ -292,7 +311,9 @@ impl<'a> Planner<'a> {
                 addr: heap.addr,
                 len: heap.len,
             }),
-            huge_from: low_end.next_multiple_of(HUGE_PAGE),
+            memory,
+            huge: low_end.next_multiple_of(HUGE_PAGE)..memory,
+            guard: parts.stack.addr.saturating_sub(PAGE)..parts.stack.addr,
             tables_range: tables_at..low_end,
             mappings: self.mappings,
             tables,

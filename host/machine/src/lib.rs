@@ -47,6 +47,7 @@ mod boot;
 mod descriptors;
 mod error;
 mod exit;
+mod hvt;
 mod ioctl;
 mod machine;
 mod paging;

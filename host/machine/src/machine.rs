@@ -3,19 +3,20 @@
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::{Cap, Kvm};
 use wharf_abi::hypercall::CONSOLE_WRITE_MAX;
 use wharf_abi::upgrade::{BLOCK_MAX, STATE_MAX};
-use wharf_abi::{Answer, BootPage, Clock, Span};
+use wharf_abi::{Answer, BootPage, Clock, Hypercall, Span};
 use zerocopy::IntoBytes;
 
 use crate::boot::{self, BootConfig};
 use crate::descriptors::SystemPage;
-use crate::device::{Backend, Devices, Disk, Moved, Served};
+use crate::device::{Backend, Devices, Disk, Moved, Served, UserMemory};
 use crate::exit::{Call, Exit, RawExit};
 use crate::fault::{Cause, Exception, Fault};
-use crate::image::Image;
+use crate::hvt::{self, Context, Handled, Hvt};
+use crate::image::{Contract, Image};
 use crate::layout::Layout;
 use crate::memory::{Gpa, GuestMemory, Vm, u64_of};
 use crate::space::{AddressSpace, UserSlice};
@@ -64,6 +65,9 @@ pub struct Machine {
     devices: Devices,
     /// Whether the guest waits for an answer to a call.
     in_call: bool,
+    /// What else there is to a guest of Solo5's, which has no call and no device of the
+    /// other kind.
+    hvt: Option<Box<Hvt>>,
 }
 
 impl Machine {
@@ -85,31 +89,50 @@ impl Machine {
         if !declared.eq(backends.iter().map(Backend::kind)) {
             return Err(Error::Defect("back ends that are not the manifest's"));
         }
+        let is_hvt = image.manifest().contract == Contract::Hvt;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
         let random = getrandom::u64().map_err(Error::Entropy)?;
 
         // Room for what is inherited is not taken from what the guest was promised.
-        let inherited = if config.is_heir { STATE_MAX } else { 0 };
+        let inherited = if config.is_heir && !is_hvt {
+            STATE_MAX
+        } else {
+            0
+        };
         let memory = config.memory.saturating_add(inherited);
         let layout = Layout::plan_heir(image, memory, config.args.len(), inherited, random)?;
-        let memory = GuestMemory::new(memory, layout.huge_from)?;
+        let memory = GuestMemory::new(layout.memory, layout.huge.clone())?;
         let vm = Vm::create(&hypervisor.kvm, memory)?;
 
-        let system = SystemPage::new(layout.system.addr, layout.fault_stack.end());
+        let top = layout.fault_stack.end();
+        let system = if is_hvt {
+            SystemPage::new(layout.system.addr, top, hvt::PORTS_OPEN)
+        } else {
+            let ports = Hypercall::ALL.map(Hypercall::port);
+            SystemPage::new(layout.system.addr, top, ports)
+        };
         let start = Start {
             entry: image.entry().wrapping_add(layout.bias),
             // As if the entry point had been called.
             stack_pointer: layout.stack.end().wrapping_sub(8),
             boot_page: layout.boot.addr,
+            is_supervisor: is_hvt,
         };
         let root = layout.tables.root();
         let vcpu = Vcpu::new(vm.fd(), &hypervisor.cpuid, root, &system, &start)?;
-        let clock =
-            time::clock_from_now(vcpu.tsc_khz()?).ok_or(Error::Missing("a TSC frequency"))?;
-        boot::fill(vm.memory(), &layout, &system, image, config, clock, seed)?;
-        let pages = layout.device_pages().map(|(_, gpa)| gpa);
-        let devices = Devices::offer(backends, vm.memory(), pages)?;
+        let tsc_khz = vcpu.tsc_khz()?;
+        let clock = time::clock_from_now(tsc_khz).ok_or(Error::Missing("a TSC frequency"))?;
+        boot::load(vm.memory(), &layout, &system, image)?;
+        let (devices, hvt) = if is_hvt {
+            let (args, memory) = (&config.args, vm.memory());
+            hvt::boot::fill(memory, &layout, image, args, &backends, tsc_khz)?;
+            (Devices::default(), Some(Box::new(Hvt::new(backends))))
+        } else {
+            boot::fill(vm.memory(), &layout, image, config, clock, seed)?;
+            let pages = layout.device_pages().map(|(_, gpa)| gpa);
+            (Devices::offer(backends, vm.memory(), pages)?, None)
+        };
         let space = AddressSpace::new(&layout.mappings);
         Ok(Self {
             vcpu,
@@ -119,6 +142,7 @@ impl Machine {
             clock,
             devices,
             in_call: false,
+            hvt,
         })
     }
 
@@ -130,26 +154,54 @@ impl Machine {
     /// Only the host's: what a guest does wrong is an [`Exit::Fault`]. An answer
     /// that does not fit is [`Error::Defect`], and the guest was not entered.
     pub fn enter(&mut self, answer: Option<Answer>) -> Result<Exit, Error> {
-        if answer.is_some() != self.in_call {
+        let in_call = self.hvt.as_ref().map_or(self.in_call, |hvt| hvt.in_call());
+        if answer.is_some() != in_call {
             return Err(Error::Defect("an answer without a call, or none to one"));
         }
-        if let Some(Answer { status, value }) = answer {
-            self.vcpu.set_rax_rdx(status.raw(), value);
-            self.in_call = false;
+        if let Some(answer) = answer
+            && let Some(exit) = self.take_in(answer)
+        {
+            return Ok(exit);
         }
         let Some(exit) = self.vcpu.run()? else {
             return Ok(Exit::Interrupted);
         };
         match exit {
-            RawExit::Hypercall(hypercall) => {
-                self.in_call = true;
-                let call = Call::decode(hypercall, &self.vcpu.registers());
-                Ok(Exit::Call(call))
-            }
+            RawExit::Out { port, bytes, value } => Ok(self.call(port, bytes, value)),
             RawExit::Stub => self.exception(),
             RawExit::Broken(cause) => Ok(self.fault(cause)),
             RawExit::EntryFailed(reason) => Err(Error::Entry { reason }),
         }
+    }
+
+    /// Gives the guest the answer to its call. What comes back is instead of entering it.
+    fn take_in(&mut self, answer: Answer) -> Option<Exit> {
+        let Some(hvt) = &mut self.hvt else {
+            self.vcpu.set_rax_rdx(answer.status.raw(), answer.value);
+            self.in_call = false;
+            return None;
+        };
+        let user = UserMemory::new(self.vm.memory().mmap(), &self.space);
+        match hvt.answer(user, answer) {
+            Ok(call) => call.map(Exit::Call),
+            Err(cause) => Some(self.fault(cause)),
+        }
+    }
+
+    /// Takes an output to a port for the call that it is.
+    fn call(&mut self, port: u16, bytes: usize, value: u32) -> Exit {
+        let called = match &mut self.hvt {
+            None => Call::decode(port, bytes, &self.vcpu.registers()).map(|call| {
+                self.in_call = true;
+                Exit::Call(call)
+            }),
+            Some(hvt) => {
+                let user = UserMemory::new(self.vm.memory().mmap(), &self.space);
+                let now = self.clock.monotonic_ns(time::tsc());
+                hvt.call(user, (port, bytes, value), now)
+            }
+        };
+        called.unwrap_or_else(|cause| self.fault(cause))
     }
 
     /// Copies out what a guest points to, at most [`CONSOLE_WRITE_MAX`] bytes.
@@ -183,8 +235,16 @@ impl Machine {
     ///
     /// # Errors
     ///
-    /// [`Error::Defect`] when it was not made to inherit, or is given too much.
+    /// [`Error::NoHeir`] when its contract knows of no state; [`Error::Defect`] when it
+    /// was not made to inherit, or is given too much.
     pub fn inherit(&mut self, state: &[u8]) -> Result<(), Error> {
+        if self.hvt.is_some() {
+            return if state.is_empty() {
+                Ok(())
+            } else {
+                Err(Error::NoHeir)
+            };
+        }
         let room = self
             .layout
             .inherited
@@ -228,7 +288,7 @@ impl Machine {
     /// A way to the same disk that a device of this name is attached to, for a guest
     /// that is to take this one's place; none when its medium cannot be shared.
     pub fn share_disk(&self, device: &str) -> Option<std::io::Result<Box<dyn Disk>>> {
-        self.devices.share_disk(device)
+        self.disks().find(|disk| disk.id() == device)?.share()
     }
 
     /// Makes the disks that it has from another guest its own.
@@ -237,7 +297,17 @@ impl Machine {
     ///
     /// When what it wrote so far cannot be put where it belongs.
     pub fn own_disks(&mut self) -> std::io::Result<()> {
-        self.devices.own_disks()
+        let hvt = self.hvt.iter_mut();
+        let others = hvt.flat_map(|hvt| hvt.devices_mut().disks_mut());
+        self.devices
+            .disks_mut()
+            .chain(others)
+            .try_for_each(|disk| disk.own())
+    }
+
+    fn disks(&self) -> impl Iterator<Item = &dyn Disk> {
+        let others = self.hvt.iter().flat_map(|hvt| hvt.devices().disks());
+        self.devices.disks().chain(others)
     }
 
     /// Looks at the queues of all devices, does what is there, as far as is good for
@@ -247,6 +317,12 @@ impl Machine {
     ///
     /// The guest's fault, when a queue or what is in it makes no sense.
     pub fn serve(&mut self) -> Result<Served, Box<Fault>> {
+        if let Some(hvt) = &mut self.hvt {
+            return Ok(Served {
+                ready: hvt.ready(),
+                more: false,
+            });
+        }
         let served = self.devices.serve(self.vm.memory(), &self.space);
         served.map_err(|fault| Box::new(Fault::new(Cause::Device(fault), self.vcpu.registers())))
     }
@@ -269,20 +345,25 @@ impl Machine {
 
     /// Whether it has any device.
     #[must_use]
-    pub const fn has_devices(&self) -> bool {
-        !self.devices.is_empty()
+    pub fn has_devices(&self) -> bool {
+        let mut hvt = self.hvt.iter().map(|hvt| hvt.devices());
+        !self.devices.is_empty() || hvt.any(|devices| !devices.is_empty())
     }
 
     /// What becomes readable when [`Machine::serve`] has something to do that the
     /// guest did not ask for.
     pub fn device_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.devices.fds()
+        let hvt = self.hvt.iter().flat_map(|hvt| hvt.devices().fds());
+        self.devices.fds().chain(hvt)
     }
 
     /// Lets go of its devices' back ends, for a guest that will not run again: the
     /// machine itself may take a while to go.
     pub fn release_devices(&mut self) {
         self.devices.release();
+        if let Some(hvt) = &mut self.hvt {
+            hvt.devices_mut().release();
+        }
     }
 
     /// The guest's clock now.
@@ -316,12 +397,12 @@ impl Machine {
     }
 
     fn fault(&self, cause: Cause) -> Exit {
-        Exit::Fault(Box::new(Fault::new(cause, self.vcpu.registers())))
+        fault(cause, self.vcpu.registers())
     }
 
     /// Reads what the CPU pushed before it ran the stub: error code (or nothing),
     /// RIP, CS, RFLAGS, RSP, SS, at the top of the fault stack.
-    fn exception(&self) -> Result<Exit, Error> {
+    fn exception(&mut self) -> Result<Exit, Error> {
         let mut registers = self.vcpu.registers();
         let stub = registers.rip;
         let Some(vector) = SystemPage::vector_of_stub(self.layout.system.addr, stub) else {
@@ -343,10 +424,28 @@ impl Machine {
         registers.rip = rip;
         registers.rsp = rsp;
         registers.rflags = rflags;
-        let exception = Exception::new(vector, error, self.vcpu.cr2()?);
-        Ok(Exit::Fault(Box::new(Fault::new(
-            Cause::Exception(exception),
-            registers,
-        ))))
+        let Some(hvt) = &mut self.hvt else {
+            let exception = Exception::new(vector, error, self.vcpu.cr2()?);
+            return Ok(fault(Cause::Exception(exception), registers));
+        };
+        let sregs = self.vcpu.system_registers();
+        let exception = Exception::new(vector, error, sregs.cr2);
+        let context = Context {
+            regs: registers,
+            fs_base: sregs.fs.base,
+            gs_base: sregs.gs.base,
+        };
+        let user = UserMemory::new(self.vm.memory().mmap(), &self.space);
+        match hvt.exception(user, &context, exception) {
+            Handled::Resumes(after) => {
+                self.vcpu.resume(after.regs, after.fs_base, after.gs_base);
+                Ok(Exit::Again)
+            }
+            Handled::Faults(cause) => Ok(fault(cause, registers)),
+        }
     }
+}
+
+fn fault(cause: Cause, registers: kvm_regs) -> Exit {
+    Exit::Fault(Box::new(Fault::new(cause, registers)))
 }

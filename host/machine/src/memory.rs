@@ -6,6 +6,8 @@
 
 #![expect(unsafe_code, reason = "mapping, advising and registering raw memory")]
 
+use std::ops::Range;
+
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
@@ -102,13 +104,13 @@ impl Vm {
 impl GuestMemory {
     /// Reserves `len` bytes of zeroed memory; nothing is resident until touched.
     ///
-    /// From `huge_from` on, which is a multiple of [`HUGE_PAGE`], the host may use
-    /// large pages; below it, never, because a touch would make 2 MiB resident.
+    /// In `huge`, which begins at a multiple of [`HUGE_PAGE`], the host may use large
+    /// pages; elsewhere, never, because a touch would make 2 MiB resident.
     ///
     /// # Errors
     ///
     /// When `len` is no multiple of [`PAGE`] or the host has no address space left.
-    pub(crate) fn new(len: u64, huge_from: u64) -> Result<Self, Error> {
+    pub(crate) fn new(len: u64, huge: Range<u64>) -> Result<Self, Error> {
         let failed = |source| Error::Memory { len, source };
         if len == 0 || !len.is_multiple_of(PAGE) {
             return Err(failed(std::io::ErrorKind::InvalidInput.into()));
@@ -142,8 +144,10 @@ impl GuestMemory {
             len,
             _reservation: reservation,
         };
-        memory.advise(0, huge_from.min(len), Advice::SmallPages);
-        memory.advise(huge_from.min(len), len, Advice::LargePages);
+        let (from, to) = (huge.start.min(len), huge.end.min(len));
+        memory.advise(0, from, Advice::SmallPages);
+        memory.advise(from, to, Advice::LargePages);
+        memory.advise(to.max(from), len, Advice::SmallPages);
         Ok(memory)
     }
 
@@ -227,7 +231,7 @@ mod tests {
 
     #[test]
     fn memory_starts_zeroed_and_keeps_what_is_written() {
-        let memory = GuestMemory::new(4 * HUGE_PAGE, HUGE_PAGE).unwrap();
+        let memory = GuestMemory::new(4 * HUGE_PAGE, HUGE_PAGE..4 * HUGE_PAGE).unwrap();
         let mut bytes = [1; 3];
         memory.read(Gpa(PAGE - 1), &mut bytes).unwrap();
         assert_eq!(bytes, [0; 3]);
@@ -238,7 +242,7 @@ mod tests {
 
     #[test]
     fn nothing_past_the_end_can_be_touched() {
-        let memory = GuestMemory::new(PAGE, 0).unwrap();
+        let memory = GuestMemory::new(PAGE, 0..0).unwrap();
         for at in [PAGE - 2, PAGE, u64::MAX, u64::MAX - 2] {
             assert!(memory.write(Gpa(at), b"abc").is_err(), "{at:#x}");
             assert!(memory.read(Gpa(at), &mut [0; 3]).is_err(), "{at:#x}");
@@ -251,13 +255,13 @@ mod tests {
     #[test]
     fn absurd_sizes_are_refused() {
         for len in [0, 1, PAGE + 1, u64::MAX, u64::MAX - PAGE + 1, 1 << 62] {
-            assert!(GuestMemory::new(len, 0).is_err(), "{len:#x}");
+            assert!(GuestMemory::new(len, 0..0).is_err(), "{len:#x}");
         }
     }
 
     #[test]
     fn host_memory_is_aligned_for_large_pages() {
-        let memory = GuestMemory::new(3 * HUGE_PAGE, HUGE_PAGE).unwrap();
+        let memory = GuestMemory::new(3 * HUGE_PAGE, HUGE_PAGE..u64::MAX).unwrap();
         assert!(memory.host_addr.is_multiple_of(HUGE_PAGE));
     }
 }

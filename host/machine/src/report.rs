@@ -27,8 +27,6 @@ impl<'a> Report<'a> {
     #[must_use]
     pub fn new(fault: &'a Fault, machine: &Machine, image: &'a Image) -> Self {
         let layout = machine.layout();
-        let stack = &layout.stack;
-        let guard = stack.addr.saturating_sub(PAGE)..stack.addr;
         let cr2 = match fault.cause {
             Cause::Exception(exception) => exception.cr2,
             _ => None,
@@ -38,7 +36,7 @@ impl<'a> Report<'a> {
             bias: layout.bias,
             symbols: image.symbols(),
             frames: backtrace(fault, machine),
-            stack_overflow: cr2.is_some_and(|cr2| guard.contains(&cr2)),
+            stack_overflow: cr2.is_some_and(|cr2| layout.guard.contains(&cr2)),
         }
     }
 

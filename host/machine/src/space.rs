@@ -124,7 +124,7 @@ mod tests {
             mapping(0x11000, 0x1000, Owner::Guest),
             mapping(0x10000, 0x3000, Owner::Guest),
         ]);
-        let memory = GuestMemory::new(4 * PAGE, 0).unwrap();
+        let memory = GuestMemory::new(4 * PAGE, 0..0).unwrap();
         memory.write(Gpa(0x3fff), b"a").unwrap();
         memory.write(Gpa(0x1000), b"b").unwrap();
         (space, memory)

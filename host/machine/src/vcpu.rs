@@ -11,8 +11,10 @@ use crate::exit::RawExit;
 use crate::ioctl;
 use crate::memory::Gpa;
 
-/// PE, MP, ET, NE, WP, AM, PG (Intel SDM vol. 3 §2.5).
-const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 18 | 1 << 31;
+/// PE, MP, ET, NE, WP, PG (Intel SDM vol. 3 §2.5).
+const CR0: u64 = 1 | 1 << 1 | 1 << 4 | 1 << 5 | 1 << 16 | 1 << 31;
+/// AM: a program may have its alignment checked.
+const CR0_AM: u64 = 1 << 18;
 /// PAE, OSFXSR, OSXMMEXCPT.
 const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10;
 /// Descriptor-table addresses are then not for CPL 3 to read.
@@ -20,14 +22,20 @@ const CR4_UMIP: u64 = 1 << 11;
 /// LME, LMA, NXE. No SCE: `syscall` is an invalid opcode. (KVM-PVM goes to
 /// LSTAR all the same, which is 0: the null page.)
 const EFER: u64 = 1 << 8 | 1 << 10 | 1 << 11;
-/// The always-set bit and IF, as any user program has it; nothing interrupts.
-const RFLAGS: u64 = 1 << 1 | 1 << 9;
+/// The bit that is always set.
+const RFLAGS: u64 = 1 << 1;
+/// IF, as any user program has it; nothing interrupts.
+const RFLAGS_IF: u64 = 1 << 9;
 
 /// Where a vCPU starts.
 pub(crate) struct Start {
     pub(crate) entry: u64,
     pub(crate) stack_pointer: u64,
     pub(crate) boot_page: u64,
+    /// Whether the guest believes that it is at CPL 0. It then starts without
+    /// interrupts, has no alignment checked, which the CPU does at CPL 3 only, and its
+    /// system registers are shared as well, for they change with every exception.
+    pub(crate) is_supervisor: bool,
 }
 
 /// One vCPU. Its registers are those of the last exit until the next entry.
@@ -57,6 +65,9 @@ impl Vcpu {
             .get_sregs()
             .map_err(Error::kvm("read system registers"))?;
         set_up(&mut sregs, root, system);
+        if !start.is_supervisor {
+            sregs.cr0 |= CR0_AM;
+        }
         if has_umip(cpuid) {
             sregs.cr4 |= CR4_UMIP;
         }
@@ -66,11 +77,18 @@ impl Vcpu {
             rip: start.entry,
             rsp: start.stack_pointer,
             rdi: start.boot_page,
-            rflags: RFLAGS,
+            rflags: if start.is_supervisor {
+                RFLAGS
+            } else {
+                RFLAGS | RFLAGS_IF
+            },
             ..Default::default()
         };
         fd.set_regs(&regs).map_err(Error::kvm("set registers"))?;
         fd.set_sync_valid_reg(SyncReg::Register);
+        if start.is_supervisor {
+            fd.set_sync_valid_reg(SyncReg::SystemRegister);
+        }
         Ok(Self { fd })
     }
 
@@ -94,6 +112,25 @@ impl Vcpu {
         regs.rax = rax;
         regs.rdx = rdx;
         self.fd.set_sync_dirty_reg(SyncReg::Register);
+    }
+
+    /// The system registers at the last exit, of a vCPU that shares them.
+    pub(crate) fn system_registers(&self) -> kvm_sregs {
+        self.fd.sync_regs().sregs
+    }
+
+    /// Has the guest go on at CPL 3, where an exception had it leave it, with these
+    /// registers and bases. They must be ones that the CPU can have.
+    pub(crate) fn resume(&mut self, regs: kvm_regs, fs_base: u64, gs_base: u64) {
+        let shared = self.fd.sync_regs_mut();
+        shared.regs = regs;
+        let sregs = &mut shared.sregs;
+        sregs.cs = user_code();
+        sregs.ss = user_segment(USER_DATA, 0x3);
+        sregs.fs.base = fs_base;
+        sregs.gs.base = gs_base;
+        self.fd.set_sync_dirty_reg(SyncReg::Register);
+        self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
     }
 
     /// The address of the last page fault.
@@ -128,9 +165,7 @@ fn set_up(sregs: &mut kvm_sregs, root: Gpa, system: &SystemPage) {
     sregs.cr3 = root.0;
     sregs.cr4 = CR4;
     sregs.efer = EFER;
-    sregs.cs = user_segment(USER_CODE, 0xB);
-    sregs.cs.l = 1;
-    sregs.cs.db = 0;
+    sregs.cs = user_code();
     let data = user_segment(USER_DATA, 0x3);
     sregs.ss = data;
     sregs.ds = data;
@@ -152,6 +187,14 @@ fn set_up(sregs: &mut kvm_sregs, root: Gpa, system: &SystemPage) {
     };
     sregs.gdt = table(system.gdt);
     sregs.idt = table(system.idt);
+}
+
+fn user_code() -> kvm_segment {
+    kvm_segment {
+        l: 1,
+        db: 0,
+        ..user_segment(USER_CODE, 0xB)
+    }
 }
 
 /// A flat segment at DPL 3; type as in SDM vol. 3 table 3-1, accessed.

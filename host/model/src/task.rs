@@ -66,6 +66,8 @@ pub enum Event {
         /// What it is told.
         answer: Answer,
     },
+    /// The guest was left for something that was done at once, and wants no answer.
+    Again,
     /// The guest wants bytes written to its console.
     ConsoleWrite,
     /// So many of them were.
@@ -210,7 +212,7 @@ impl Task {
             return Action::End(outcome);
         }
         match event {
-            Event::Start | Event::Interrupted => self.go_on(now, None),
+            Event::Start | Event::Again | Event::Interrupted => self.go_on(now, None),
             Event::Wait {
                 deadline,
                 interest,

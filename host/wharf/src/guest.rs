@@ -97,6 +97,7 @@ impl GuestRun {
         log::trace!("{exit:?}");
         let taken = match exit {
             Exit::Call(call) => self.call(call),
+            Exit::Again => Ok(Event::Again),
             Exit::Interrupted => Ok(Event::Interrupted),
             Exit::Fault(fault) => Err(fault),
         };

@@ -30,7 +30,6 @@ mod testing;
 mod user;
 
 use std::fmt;
-use std::io;
 use std::os::fd::BorrowedFd;
 
 use wharf_abi::device::{
@@ -358,26 +357,22 @@ impl Devices {
         }
     }
 
-    /// Another way to the disk that is called so.
-    pub(crate) fn share_disk(&self, name: &str) -> Option<io::Result<Box<dyn Disk>>> {
-        self.disks().find(|disk| disk.id() == name)?.share()
-    }
-
-    /// Makes disks that are shared the guest's own.
-    pub(crate) fn own_disks(&mut self) -> io::Result<()> {
-        for device in &mut self.devices {
-            if let Backend::Block(disk) = &mut device.backend {
-                disk.own()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn disks(&self) -> impl Iterator<Item = &dyn Disk> {
+    /// Its disks.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &dyn Disk> {
         self.devices.iter().filter_map(|it| match &it.backend {
             Backend::Block(disk) => Some(disk.as_ref()),
             _ => None,
         })
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn disks_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Disk>> {
+        self.devices
+            .iter_mut()
+            .filter_map(|it| match &mut it.backend {
+                Backend::Block(disk) => Some(disk),
+                _ => None,
+            })
     }
 
     /// Lets go of what stands behind them, so that others can have it.

@@ -15,7 +15,9 @@ use vm_memory::{
 };
 
 use crate::image::Access;
+use crate::memory::u64_of;
 use crate::space::{AddressSpace, Mapping};
+use crate::transfer::Buffers;
 
 /// The memory and who may touch what of it.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +40,58 @@ impl<'m> UserMemory<'m> {
             left: len,
             access,
         }
+    }
+
+    /// The pieces of a range that the guest itself may use so, all of it, or nothing.
+    pub(crate) fn buffers(self, addr: u64, len: u64, access: Permissions) -> Option<Buffers<'m>> {
+        let mut buffers = Buffers::default();
+        for piece in self.pieces(addr, usize::try_from(len).ok()?, access) {
+            buffers.push(piece.ok()?);
+        }
+        Some(buffers)
+    }
+
+    /// Copies out what the guest may read, all of it, or nothing.
+    pub(crate) fn read<const N: usize>(self, addr: u64) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        let from = self.buffers(addr, u64_of(N), Permissions::Read)?;
+        from.copy_out(&mut bytes);
+        Some(bytes)
+    }
+
+    /// Copies in where the guest may write, all of it, or nothing.
+    pub(crate) fn write(self, addr: u64, bytes: &[u8]) -> Option<()> {
+        let to = self.buffers(addr, u64_of(bytes.len()), Permissions::Write)?;
+        to.copy_in(bytes);
+        Some(())
+    }
+
+    /// The bytes at `addr` that the guest may execute, as many as there are up to
+    /// `room`'s length.
+    pub(crate) fn fetch(self, addr: u64, room: &mut [u8]) -> usize {
+        let mut fetched = 0_usize;
+        while let Some(rest) = room.get_mut(fetched..).filter(|rest| !rest.is_empty()) {
+            let at = addr.checked_add(u64_of(fetched));
+            let mapping = at.and_then(|at| self.space.at(at));
+            let (Some(at), Some(mapping)) = (at, mapping) else {
+                break;
+            };
+            let left = usize::try_from(mapping.end().saturating_sub(at)).unwrap_or(usize::MAX);
+            let len = rest.len().min(left);
+            if mapping.access != Access::ReadExecute {
+                break;
+            }
+            let Some(piece) = self.buffers(at, u64_of(len), Permissions::Read) else {
+                break;
+            };
+            fetched = fetched.saturating_add(piece.copy_out(rest));
+        }
+        fetched
+    }
+
+    /// Whether there is anything of the guest's at an address.
+    pub(crate) fn has(self, addr: u64) -> bool {
+        self.space.at(addr).is_some()
     }
 
     /// Whether the range lies within one mapping of the guest's that it may write.
@@ -148,7 +202,7 @@ mod tests {
             mapping(0x12000, 0x2000, Access::ReadExecute, Owner::Guest),
             mapping(0x13000, 0, Access::ReadWrite, Owner::Host),
         ]);
-        let memory = Memory::new(4 * PAGE, 0).unwrap();
+        let memory = Memory::new(4 * PAGE, 0..0).unwrap();
         test(UserMemory::new(memory.mmap(), &space));
     }
 

@@ -9,6 +9,7 @@ use wharf_abi::{AbiVersion, Manifest};
 use super::header::PROGRAM_HEADERS_MAX;
 use super::layout::{ADDRESS_END, ADDRESS_LOWEST, ALIGNMENT_MAX, RELOCATABLE_END};
 use super::note::NOTE_SEGMENT_BYTES_MAX;
+use super::solo5::Solo5Error;
 use super::{IMAGE_BYTES_MAX, IMAGE_MEMORY_MAX};
 
 /// A segment as messages name it: `segment 3 (0x201000, 0x4f2 bytes, rw)`.
@@ -147,8 +148,14 @@ pub enum ImageError {
     #[error("entry point {entry:#x} is not inside the file's part of an executable segment")]
     EntryNotCode { entry: u64 },
 
+    // What Solo5's images have to keep.
+    #[error("Solo5 image: {0}")]
+    Solo5(#[from] Solo5Error),
+
     // The note and its manifest.
-    #[error("no wharf note: the image has no manifest and is no wharf guest")]
+    #[error(
+        "no wharf note and none of Solo5's: the image has no manifest and is no guest of wharf's"
+    )]
     NoManifest,
     #[error("program header {index} (PT_NOTE): a second wharf note")]
     SecondManifest { index: usize },

@@ -31,9 +31,11 @@ pub(super) struct Header {
     pub(super) placement: Placement,
     pub(super) entry: u64,
     pub(super) programs: Vec<ProgramHeader>,
+    /// The OS ABI and its version, as the file says.
+    os_abi: (u8, u8),
 }
 
-/// Checks both, and that no program header asks for what a guest does not get.
+/// Checks both, as far as every kind of image has to keep the same rules.
 pub(super) fn check(bytes: &[u8]) -> Result<Header, ImageError> {
     let header = read(bytes)?;
     let placement = match header.e_type {
@@ -41,13 +43,24 @@ pub(super) fn check(bytes: &[u8]) -> Result<Header, ImageError> {
         ET_DYN => Placement::Relocatable,
         kind => return Err(ImageError::WrongType { kind }),
     };
-    let programs = read_programs(bytes, &header)?;
-    check_programs(&programs)?;
+    let ident = |at| header.e_ident.get(at).copied().unwrap_or_default();
     Ok(Header {
         placement,
         entry: header.e_entry,
-        programs,
+        programs: read_programs(bytes, &header)?,
+        os_abi: (ident(EI_OSABI), ident(EI_ABIVERSION)),
     })
+}
+
+/// Checks that the file and its program headers ask for nothing that a guest of
+/// wharf's own contract does not get.
+pub(super) fn check_native(header: &Header) -> Result<(), ImageError> {
+    // lld and GNU ld write GNU when a symbol or section uses an extension, which
+    // changes nothing about loading.
+    match header.os_abi {
+        (ELFOSABI_NONE | ELFOSABI_GNU, 0) => check_programs(&header.programs),
+        (os_abi, version) => Err(ImageError::WrongOsAbi { os_abi, version }),
+    }
 }
 
 fn read(bytes: &[u8]) -> Result<ElfHeader, ImageError> {
@@ -76,12 +89,6 @@ fn read(bytes: &[u8]) -> Result<ElfHeader, ImageError> {
         if version != current {
             return Err(ImageError::WrongElfVersion { version });
         }
-    }
-    // lld and GNU ld write GNU when a symbol or section uses an extension, which
-    // changes nothing about loading.
-    match (ident(EI_OSABI), ident(EI_ABIVERSION)) {
-        (ELFOSABI_NONE | ELFOSABI_GNU, 0) => {}
-        (os_abi, version) => return Err(ImageError::WrongOsAbi { os_abi, version }),
     }
     if header.e_machine != EM_X86_64 {
         return Err(ImageError::WrongMachine {

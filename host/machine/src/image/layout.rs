@@ -3,7 +3,7 @@
 use goblin::elf::program_header::{PF_R, PF_W, PF_X, PT_LOAD, ProgramHeader};
 
 use super::segments::{Access, Segment};
-use super::{ImageError, Placement, SegmentLabel, file};
+use super::{ImageError, Placement, SegmentLabel, file, solo5};
 
 /// Most memory of all segments together, in bytes, counted in whole pages.
 pub const IMAGE_MEMORY_MAX: u64 = 1 << 30;
@@ -24,23 +24,35 @@ pub const RELOCATABLE_END: u64 = IMAGE_MEMORY_MAX;
 /// page. More would leave a random base little to choose from.
 pub const ALIGNMENT_MAX: u64 = 2 << 20;
 
+/// Whose rules segments have to keep, where these differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rules {
+    /// wharf's own, of an image that is placed so.
+    Native(Placement),
+    /// Solo5's for hvt.
+    Hvt,
+}
+
 /// Checks every `PT_LOAD` header that has memory and sorts them by address.
 pub(super) fn check(
     programs: &[ProgramHeader],
     file_len: usize,
-    placement: Placement,
+    rules: Rules,
 ) -> Result<Vec<Segment>, ImageError> {
     let mut segments = Vec::new();
     for (index, program) in programs.iter().enumerate() {
         let empty = program.p_memsz == 0 && program.p_filesz == 0;
         if program.p_type == PT_LOAD && !empty {
-            segments.push(check_one(index, program, file_len, placement)?);
+            segments.push(check_one(index, program, file_len, rules)?);
         }
     }
     if segments.is_empty() {
         return Err(ImageError::NoSegments);
     }
     segments.sort_by_key(|segment| segment.addr);
+    if rules == Rules::Hvt {
+        solo5::check_neighbours(&segments)?;
+    }
     check_neighbours(&segments)?;
     check_memory(&segments)?;
     Ok(segments)
@@ -63,7 +75,7 @@ fn check_one(
     index: usize,
     program: &ProgramHeader,
     file_len: usize,
-    placement: Placement,
+    rules: Rules,
 ) -> Result<Segment, ImageError> {
     let segment = SegmentLabel::new(index, program);
     if program.p_filesz > program.p_memsz {
@@ -79,14 +91,19 @@ fn check_one(
             file_len: program.p_filesz,
         },
     )?;
-    check_address(segment, placement)?;
-    check_alignment(segment, program, placement)?;
+    match rules {
+        Rules::Native(placement) => {
+            check_address(segment, placement)?;
+            check_alignment(segment, program, placement)?;
+        }
+        Rules::Hvt => solo5::check_place(segment, program)?,
+    }
     Ok(Segment {
         index,
         addr: program.p_vaddr,
         file_len: program.p_filesz,
         mem_len: program.p_memsz,
-        access: check_access(segment)?,
+        access: check_access(segment, rules)?,
         label: segment,
         align: program.p_align,
         file,
@@ -138,14 +155,18 @@ fn check_alignment(
     Ok(())
 }
 
-fn check_access(segment: SegmentLabel) -> Result<Access, ImageError> {
+/// The CPU has no pages that can be used and not read, so a segment that does not
+/// ask to be readable is refused; but Solo5's linker script asks for no more than it
+/// needs, of code too.
+fn check_access(segment: SegmentLabel, rules: Rules) -> Result<Access, ImageError> {
     let has = |flag| segment.flags & flag != 0;
-    match (has(PF_R), has(PF_W), has(PF_X)) {
-        (_, true, true) => Err(ImageError::WritableAndExecutable { segment }),
-        (false, _, _) => Err(ImageError::NotReadable { segment }),
-        (true, false, false) => Ok(Access::Read),
-        (true, true, false) => Ok(Access::ReadWrite),
-        (true, false, true) => Ok(Access::ReadExecute),
+    let is_readable = has(PF_R) || rules == Rules::Hvt;
+    match (has(PF_W), has(PF_X)) {
+        (true, true) => Err(ImageError::WritableAndExecutable { segment }),
+        _ if !is_readable => Err(ImageError::NotReadable { segment }),
+        (false, false) => Ok(Access::Read),
+        (true, false) => Ok(Access::ReadWrite),
+        (false, true) => Ok(Access::ReadExecute),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The manifest, checked and owned.
 
-use wharf_abi::manifest::{DEVICES_MAX, Name, STACK_KIB_RANGE};
+use std::fmt;
+
+use wharf_abi::manifest::{DEVICES_MAX, STACK_KIB_RANGE};
 use wharf_abi::{AbiVersion, DeviceKind, DeviceRequest, Manifest};
 use zerocopy::FromBytes;
 
@@ -11,24 +13,44 @@ const BYTES_PER_KIB: u64 = 1024;
 /// The minor version of the contract whose manifests end with a state's format.
 const STATE_SCHEMA_SINCE: u16 = 3;
 
-/// What an image says of itself: a checked [`Manifest`].
+/// What an image says of itself: a checked [`Manifest`], or Solo5's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestView {
-    /// The image's name.
+    /// The image's name; its file's, of an hvt guest that has none.
     pub name: String,
-    /// The image's own version.
+    /// The image's own version; an hvt guest has none, and `-` stands for it.
     pub version: String,
     /// The contract that it was built against, one that this host speaks.
-    pub abi: AbiVersion,
+    pub contract: Contract,
     /// Least memory that it can run with, in bytes, image included; 0 when it
     /// does not say.
     pub memory_min_bytes: u64,
-    /// Stack in bytes, a multiple of 1024, within [`STACK_KIB_RANGE`].
+    /// Stack in bytes, a multiple of 1024, within [`STACK_KIB_RANGE`]; 0 of an hvt
+    /// guest, whose stack and heap are one.
     pub stack_bytes: u64,
-    /// The devices that it wants, in its own order, at most [`DEVICES_MAX`].
+    /// The devices that it wants, in its own order, at most [`DEVICES_MAX`], or
+    /// [`HVT_DEVICES_MAX`](super::HVT_DEVICES_MAX) of an hvt guest.
     pub devices: Vec<Device>,
     /// Format of the state that it hands over; 0 when it has none.
     pub state_schema: u32,
+}
+
+/// What a guest and its host have agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contract {
+    /// wharf's own, in this version.
+    Wharf(AbiVersion),
+    /// Solo5's for the target hvt, in version 2.
+    Hvt,
+}
+
+impl fmt::Display for Contract {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wharf(version) => write!(f, "wharf {version}"),
+            Self::Hvt => f.write_str("Solo5 hvt 2"),
+        }
+    }
 }
 
 /// A device that an image wants.
@@ -38,8 +60,6 @@ pub struct Device {
     pub kind: DeviceKind,
     /// What the operator calls it, unique within the image.
     pub name: String,
-    /// The same as the manifest has it.
-    pub abi_name: Name<32>,
 }
 
 /// Checks the descriptor of the note in program header `index`.
@@ -71,7 +91,7 @@ pub(super) fn check(index: usize, desc: &[u8]) -> Result<ManifestView, ImageErro
     Ok(ManifestView {
         name: name.to_owned(),
         version: version.to_owned(),
-        abi: manifest.abi,
+        contract: Contract::Wharf(manifest.abi),
         memory_min_bytes: bytes(manifest.memory_min_kib),
         stack_bytes: bytes(kib),
         devices: check_devices(&manifest)?,
@@ -120,11 +140,7 @@ fn check_device(device: usize, request: &DeviceRequest) -> Result<Device, ImageE
         .as_str()
         .ok_or(ImageError::BadDeviceName { device })?
         .to_owned();
-    Ok(Device {
-        kind,
-        name,
-        abi_name: request.name,
-    })
+    Ok(Device { kind, name })
 }
 
 fn bytes(kib: u32) -> u64 {

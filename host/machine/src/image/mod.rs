@@ -9,7 +9,8 @@
 //!   within the file, the address limits and [`IMAGE_MEMORY_MAX`];
 //! - the entry point is code that comes from the file;
 //! - every relocation writes 8 bytes inside one writable segment;
-//! - there is one manifest, of a contract that this host speaks.
+//! - there is one manifest, of a contract that this host speaks: wharf's own, or Solo5's
+//!   for hvt.
 //!
 //! The file is read once into memory of its own and never mapped: a file that
 //! changes afterwards changes nothing here. Beyond the file's own bytes, checking
@@ -29,6 +30,7 @@ mod manifest;
 mod note;
 mod relocations;
 mod segments;
+mod solo5;
 mod symbols;
 
 use std::fmt;
@@ -38,6 +40,8 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use self::header::Header;
+use self::layout::Rules;
 use self::relocations::Tables;
 
 pub use self::error::{ImageError, SegmentLabel};
@@ -45,15 +49,19 @@ pub use self::header::{PROGRAM_HEADERS_MAX, Placement};
 pub use self::layout::{
     ADDRESS_END, ADDRESS_LOWEST, ALIGNMENT_MAX, IMAGE_MEMORY_MAX, RELOCATABLE_END,
 };
-pub use self::manifest::{Device, ManifestView};
+pub use self::manifest::{Contract, Device, ManifestView};
 pub use self::note::NOTE_SEGMENT_BYTES_MAX;
 pub use self::relocations::Relocation;
 pub use self::segments::{Access, Segment};
+pub use self::solo5::{HVT_ADDRESS_END, HVT_ADDRESS_LOWEST, HVT_DEVICES_MAX, Solo5Error};
 pub use self::symbols::{SYMBOL_CHARS_MAX, SYMBOLS_MAX, Symbols};
 
 /// Most bytes of an image file: what a host gives for a file that may be
 /// nonsense before it knows better. Larger data belongs on a device.
 pub const IMAGE_BYTES_MAX: u64 = 256 << 20;
+
+/// Most characters of a name that is made of a file's.
+const NAME_CHARS_MAX: usize = 32;
 
 /// A checked ELF image of a guest.
 pub struct Image {
@@ -141,7 +149,11 @@ impl Image {
         file.take(IMAGE_BYTES_MAX.saturating_add(1))
             .read_to_end(&mut bytes)
             .map_err(io)?;
-        Self::parse(bytes).map_err(refused)
+        let mut image = Self::parse(bytes).map_err(refused)?;
+        if image.manifest.contract == Contract::Hvt {
+            image.manifest.name = name_of(path);
+        }
+        Ok(image)
     }
 
     /// Checks an image that is in memory.
@@ -152,8 +164,19 @@ impl Image {
     pub fn parse(bytes: Vec<u8>) -> Result<Self, ImageError> {
         check_file_size(u64::try_from(bytes.len()).unwrap_or(u64::MAX))?;
         let header = header::check(&bytes)?;
+        match solo5::find(&header.programs, &bytes)? {
+            Some(notes) => {
+                let manifest = notes.check()?;
+                Self::solo5(bytes, &header, manifest)
+            }
+            None => Self::native(bytes, &header),
+        }
+    }
+
+    fn native(bytes: Vec<u8>, header: &Header) -> Result<Self, ImageError> {
+        header::check_native(header)?;
         let programs = header.programs.as_slice();
-        let segments = layout::check(programs, bytes.len(), header.placement)?;
+        let segments = layout::check(programs, bytes.len(), Rules::Native(header.placement))?;
         layout::check_entry(&segments, header.entry)?;
         let manifest = note::check(programs, &bytes)?;
         let tables = dynamic::check(programs, &bytes, &segments, header.placement)?;
@@ -166,6 +189,32 @@ impl Image {
             segments,
             manifest,
             relocations: tables,
+            bytes,
+        })
+    }
+
+    /// Thread-local storage is the guest's own business here, and the interpreter that
+    /// it names is there to keep other systems from running the file.
+    fn solo5(
+        bytes: Vec<u8>,
+        header: &Header,
+        mut manifest: ManifestView,
+    ) -> Result<Self, ImageError> {
+        if header.placement != Placement::Fixed {
+            return Err(Solo5Error::NotFixed.into());
+        }
+        let segments = layout::check(&header.programs, bytes.len(), Rules::Hvt)?;
+        layout::check_entry(&segments, header.entry)?;
+        let span = segments::span(&segments);
+        manifest.memory_min_bytes = span.end;
+        Ok(Self {
+            placement: Placement::Fixed,
+            entry: header.entry,
+            span,
+            relro: None,
+            segments,
+            manifest,
+            relocations: Tables::default(),
             bytes,
         })
     }
@@ -254,6 +303,24 @@ impl fmt::Debug for Image {
             .field("entry", &self.entry)
             .field("segments", &self.segments)
             .finish_non_exhaustive()
+    }
+}
+
+/// What a guest is called that has no name: as its file, in the characters of a name.
+fn name_of(path: &Path) -> String {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let named: String = stem.chars().take(NAME_CHARS_MAX).map(name_char).collect();
+    if named.is_empty() {
+        "hvt".to_owned()
+    } else {
+        named
+    }
+}
+
+const fn name_char(char: char) -> char {
+    match char {
+        '0'..='9' | 'A'..='Z' | 'a'..='z' | '.' | '_' | '+' | '-' => char,
+        _ => '-',
     }
 }
 

@@ -21,7 +21,10 @@ pub(super) fn check(programs: &[ProgramHeader], bytes: &[u8]) -> Result<Manifest
         if program.p_type != PT_NOTE {
             continue;
         }
-        let notes = Notes::of(index, program, bytes)?;
+        // Property notes (psABI, "Program Property") are the only ones in use that pad
+        // to 8; linkers give them a segment of their own.
+        let align = if program.p_align == 8 { 8 } else { 4 };
+        let notes = Notes::of(index, program, bytes, align)?;
         for note in notes {
             let Note { name, kind, desc } = note?;
             if name != NAME {
@@ -39,14 +42,15 @@ pub(super) fn check(programs: &[ProgramHeader], bytes: &[u8]) -> Result<Manifest
     manifest::check(index, desc)
 }
 
-struct Note<'a> {
-    name: &'a [u8],
-    kind: u32,
-    desc: &'a [u8],
+/// A note, whatever it says.
+pub(super) struct Note<'a> {
+    pub(super) name: &'a [u8],
+    pub(super) kind: u32,
+    pub(super) desc: &'a [u8],
 }
 
 /// The notes of one segment (gABI chapter 5, "Note Section").
-struct Notes<'a> {
+pub(super) struct Notes<'a> {
     index: usize,
     bytes: &'a [u8],
     align: usize,
@@ -54,7 +58,13 @@ struct Notes<'a> {
 }
 
 impl<'a> Notes<'a> {
-    fn of(index: usize, program: &ProgramHeader, bytes: &'a [u8]) -> Result<Self, ImageError> {
+    /// The notes in program header `index`, whose parts are padded to `align`.
+    pub(super) fn of(
+        index: usize,
+        program: &ProgramHeader,
+        bytes: &'a [u8],
+        align: usize,
+    ) -> Result<Self, ImageError> {
         let bytes = file::bytes_of(bytes, program).ok_or(ImageError::NoteOutsideFile { index })?;
         if bytes.len() > NOTE_SEGMENT_BYTES_MAX {
             return Err(ImageError::NotesTooLong {
@@ -65,9 +75,7 @@ impl<'a> Notes<'a> {
         Ok(Self {
             index,
             bytes,
-            // Property notes (psABI, "Program Property") are the only ones in
-            // use that pad to 8; linkers give them a segment of their own.
-            align: if program.p_align == 8 { 8 } else { 4 },
+            align,
             at: 0,
         })
     }

@@ -3,6 +3,7 @@
 //! Everything here speaks of segments that keep the rules of
 //! [`layout`](super::layout).
 
+use std::fmt;
 use std::ops::Range;
 
 use goblin::elf::program_header::{PT_GNU_RELRO, ProgramHeader};
@@ -35,6 +36,16 @@ impl Access {
     #[must_use]
     pub const fn is_executable(self) -> bool {
         matches!(self, Self::ReadExecute)
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "r",
+            Self::ReadWrite => "rw",
+            Self::ReadExecute => "rx",
+        })
     }
 }
 

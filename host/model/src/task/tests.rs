@@ -48,6 +48,20 @@ fn play(limit: Option<Instant>, script: &[(u64, Event, Action)]) {
 }
 
 #[test]
+fn what_was_done_at_once_changes_nothing() {
+    play(
+        Some(ms(10)),
+        &[
+            (0, Event::Start, Action::Enter(None)),
+            (1, Event::Again, Action::Enter(None)),
+            (2, Event::Again, Action::Enter(None)),
+            (3, wait(FOREVER, 0), park(Some(ms(10)))),
+            (10, Event::Again, stopped(Stop::TimeLimit)),
+        ],
+    );
+}
+
+#[test]
 fn a_device_that_is_ready_ends_a_wait_that_asks_for_it() {
     let disk = Interest::device(0);
     let other = Interest::device(1);

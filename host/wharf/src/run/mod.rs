@@ -74,6 +74,8 @@ pub struct Stats {
     pub kicks: u64,
     /// Of these, because of a signal or the alarm.
     pub interruptions: u64,
+    /// Of these, for something else that is done at once, such as an instruction.
+    pub others: u64,
     /// Of these, to end: 0 when the host ended it.
     pub ends: u64,
     /// From the first instruction to the end.
@@ -84,12 +86,14 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "exits {} (waits {}, writes {}, kicks {}, interruptions {}, end {}) in {:.3} ms",
+            "exits {} (waits {}, writes {}, kicks {}, interruptions {}, others {}, end {}) \
+             in {:.3} ms",
             self.exits,
             self.waits,
             self.writes,
             self.kicks,
             self.interruptions,
+            self.others,
             self.ends,
             self.elapsed.as_secs_f64() * 1e3
         )
@@ -239,7 +243,9 @@ impl Foreground {
             Exit::Call(Call::Wait { .. }) => count(&mut self.stats.waits),
             Exit::Call(Call::Kick { .. }) => count(&mut self.stats.kicks),
             Exit::Call(Call::ConsoleWrite(_)) => count(&mut self.stats.writes),
-            Exit::Call(Call::HandOver(_) | Call::Ready) => {}
+            Exit::Call(Call::HandOver(_) | Call::Ready) | Exit::Again => {
+                count(&mut self.stats.others);
+            }
             Exit::Call(Call::Exit { .. }) | Exit::Fault(_) => count(&mut self.stats.ends),
             Exit::Interrupted => count(&mut self.stats.interruptions),
         }

@@ -114,6 +114,16 @@ impl Frames {
         }
     }
 
+    /// The port's own address.
+    pub(crate) fn mac(&self) -> Mac {
+        self.wire.mac()
+    }
+
+    /// The wire, for a guest that has no rings.
+    pub(crate) fn into_wire(self) -> Box<dyn Wire> {
+        self.wire
+    }
+
     /// What becomes readable when a frame has arrived.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.wire.fd()

@@ -1,0 +1,223 @@
+//! The devices of an hvt guest: the back ends of any guest's, asked one request at a
+//! time.
+//!
+//! A device's handle is its place in the manifest, where place 0 is nobody's. What a
+//! guest asks of one is done before the guest goes on, so that a request has an end; it
+//! is as large as the largest of any guest's.
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use vm_memory::Permissions;
+use wharf_abi::net::{FRAME_MAX, FRAME_MIN};
+
+use super::call::{Block, Direction, Net, Status};
+use crate::device::{Backend, Disk, REQUEST_MAX, SECTOR, UserMemory, Way, Wire};
+use crate::fault::Cause;
+use crate::memory::u64_of;
+
+/// Everything that an hvt guest has a handle of.
+#[derive(Debug, Default)]
+pub(crate) struct Devices {
+    devices: Vec<Device>,
+}
+
+#[derive(Debug)]
+enum Device {
+    Block(Box<dyn Disk>),
+    Net(Port),
+    /// What no manifest declares.
+    None,
+}
+
+/// A net device, and the frame that was taken from it to see whether there is one.
+struct Port {
+    wire: Box<dyn Wire>,
+    next: Option<Arc<[u8]>>,
+}
+
+impl Devices {
+    /// Takes over the back ends, in the order of the manifest.
+    pub(crate) fn new(backends: Vec<Backend>) -> Self {
+        let device = |backend| match backend {
+            Backend::Block(disk) => Device::Block(disk),
+            Backend::Net(frames) => {
+                let mut wire = frames.into_wire();
+                wire.open();
+                Device::Net(Port { wire, next: None })
+            }
+            Backend::Stream(_) | Backend::Entropy | Backend::Console(_) => Device::None,
+        };
+        Self {
+            devices: backends.into_iter().map(device).collect(),
+        }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// Its disks.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &dyn Disk> {
+        self.devices.iter().filter_map(|device| match device {
+            Device::Block(disk) => Some(disk.as_ref()),
+            Device::Net(_) | Device::None => None,
+        })
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn disks_mut(&mut self) -> impl Iterator<Item = &mut Box<dyn Disk>> {
+        self.devices.iter_mut().filter_map(|device| match device {
+            Device::Block(disk) => Some(disk),
+            Device::Net(_) | Device::None => None,
+        })
+    }
+
+    /// Lets go of what stands behind them.
+    pub(crate) fn release(&mut self) {
+        self.devices.clear();
+    }
+
+    /// What becomes readable when a frame has arrived.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.devices.iter().filter_map(|device| match device {
+            Device::Net(port) => Some(port.wire.fd()),
+            Device::Block(_) | Device::None => None,
+        })
+    }
+
+    /// The handles that have a frame for the guest, a bit each.
+    pub(crate) fn ready(&mut self) -> u64 {
+        let mut ready = 0;
+        // Handle 0 is nobody's.
+        for (device, handle) in self.devices.iter_mut().zip(1_u32..) {
+            if let Device::Net(port) = device
+                && port.has_frame()
+            {
+                ready |= 1_u64.checked_shl(handle).unwrap_or(0);
+            }
+        }
+        ready
+    }
+
+    /// Reads or writes bytes of a block device, and says how that went.
+    ///
+    /// # Errors
+    ///
+    /// The guest's fault: it may not use its buffer so. As for the others.
+    pub(crate) fn transfer(
+        &mut self,
+        user: UserMemory<'_>,
+        block: &Block,
+        direction: Direction,
+    ) -> Result<Status, Cause> {
+        let Some(Device::Block(disk)) = self.of(block.handle) else {
+            return Ok(Status::Invalid);
+        };
+        let (at, len) = (block.offset, block.buffer.len);
+        let fits = at.checked_add(len).is_some_and(|end| end <= disk.len());
+        let whole = at.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+        if !fits || !whole || len > REQUEST_MAX || at >= disk.len() {
+            return Ok(Status::Invalid);
+        }
+        let access = match direction {
+            Direction::Read => Permissions::Write,
+            Direction::Write => Permissions::Read,
+        };
+        let Some(buffers) = user.buffers(block.buffer.addr, len, access) else {
+            return Err(Cause::BadPointer(block.buffer));
+        };
+        let done = match direction {
+            Direction::Read => disk.read(at, &buffers),
+            Direction::Write if disk.is_read_only() => {
+                Err(io::ErrorKind::ReadOnlyFilesystem.into())
+            }
+            Direction::Write => disk.write(at, &buffers),
+        };
+        Ok(match done {
+            Ok(()) => Status::Ok,
+            Err(error) => {
+                log::debug!("{}: {error}", disk.id());
+                Status::Unspecified
+            }
+        })
+    }
+
+    /// Sends a frame. As long as it is one it is sent, though the wire may lose it.
+    pub(crate) fn send(&mut self, user: UserMemory<'_>, net: &Net) -> Result<Status, Cause> {
+        let Some(Device::Net(port)) = self.of(net.handle) else {
+            return Ok(Status::Invalid);
+        };
+        let mut frame = [0; FRAME_MAX];
+        let room = usize::try_from(net.buffer.len)
+            .ok()
+            .filter(|len| *len >= FRAME_MIN)
+            .and_then(|len| frame.get_mut(..len));
+        let Some(room) = room else {
+            port.wire.was_dropped(Way::FromGuest);
+            return Ok(Status::Invalid);
+        };
+        let Some(from) = user.buffers(net.buffer.addr, net.buffer.len, Permissions::Read) else {
+            return Err(Cause::BadPointer(net.buffer));
+        };
+        from.copy_out(room);
+        port.wire.send(room);
+        Ok(Status::Ok)
+    }
+
+    /// Gives the guest the frame that has waited longest. One that does not fit into
+    /// what the guest has for it is gone, as are the others of a guest that asks so.
+    pub(crate) fn receive(
+        &mut self,
+        user: UserMemory<'_>,
+        net: &Net,
+    ) -> Result<(Status, Option<u64>), Cause> {
+        let Some(Device::Net(port)) = self.of(net.handle) else {
+            return Ok((Status::Invalid, None));
+        };
+        let Some(to) = user.buffers(net.buffer.addr, net.buffer.len, Permissions::Write) else {
+            return Err(Cause::BadPointer(net.buffer));
+        };
+        let Some(frame) = port.take() else {
+            return Ok((Status::Again, None));
+        };
+        let len = u64_of(frame.len());
+        if len > to.len() {
+            port.wire.was_dropped(Way::ToGuest);
+            return Ok((Status::Invalid, None));
+        }
+        to.copy_in(&frame);
+        Ok((Status::Ok, Some(len)))
+    }
+
+    fn of(&mut self, handle: u64) -> Option<&mut Device> {
+        let place = usize::try_from(handle).ok()?.checked_sub(1)?;
+        self.devices.get_mut(place)
+    }
+}
+
+impl Port {
+    /// Whether there is a frame to be taken.
+    fn has_frame(&mut self) -> bool {
+        if self.next.is_none() {
+            // Before it is looked: what comes later is told of again.
+            self.wire.has_looked();
+            self.next = self.wire.receive();
+        }
+        self.next.is_some()
+    }
+
+    fn take(&mut self) -> Option<Arc<[u8]>> {
+        self.next.take().or_else(|| self.wire.receive())
+    }
+}
+
+impl fmt::Debug for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Port")
+            .field("wire", &self.wire)
+            .finish_non_exhaustive()
+    }
+}
