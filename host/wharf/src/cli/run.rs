@@ -17,7 +17,7 @@ use super::output;
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::is_task_name;
 use crate::config::publish;
-use crate::device::{Block, BlockMode, Medium, is_device_name, is_disk_size};
+use crate::device::{Block, BlockMode, DEVICE_NAME_MAX, Medium, is_device_name, is_disk_size};
 use crate::net::{NetDevice, Publish, SWITCH, is_tap_name};
 use crate::run::{self, RunConfig};
 use crate::units;
@@ -209,7 +209,7 @@ fn parse_device(name: &str) -> Result<String, String> {
         Ok(name.to_owned())
     } else {
         Err(format!(
-            "{name:?} is no name: use 1 to 32 letters, digits, . _ + and -"
+            "{name:?} is no name: use 1 to {DEVICE_NAME_MAX} letters, digits, . _ + and -"
         ))
     }
 }

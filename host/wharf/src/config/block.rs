@@ -6,7 +6,7 @@ use super::claims::Claims;
 use super::field::Field;
 use super::findings::{Findings, quote};
 use super::section::Key;
-use crate::device::{Block, BlockMode, Medium, is_device_name, is_disk_size};
+use crate::device::{Block, BlockMode, DEVICE_NAME_MAX, Medium, is_device_name, is_disk_size};
 
 const DEVICE: Key = Key::new("device", "device = \"data\"");
 const FILE: Key = Key::new("file", "file = \"data.img\"");
@@ -84,7 +84,8 @@ pub(super) fn read_device(
     let device = field.text(found)?;
     let quoted = quote(device);
     if !is_device_name(device) {
-        let what = format!("{quoted} is no name: use 1 to 32 letters, digits, . _ + and -");
+        let what =
+            format!("{quoted} is no name: use 1 to {DEVICE_NAME_MAX} letters, digits, . _ + and -");
         field.wrong(what, found);
     } else if let Some(&at) = devices.get(device) {
         let line = found.line(at);

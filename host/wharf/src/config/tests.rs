@@ -582,7 +582,7 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "[[task.block]]\ndevice = \"a/b\"\nfile = \"f\"",
-            "5:10: device \"a/b\" is no name: use 1 to 32 letters, digits, . _ + and -",
+            "5:10: device \"a/b\" is no name: use 1 to 67 letters, digits, . _ + and -",
         ),
         (
             "[[task.block]]\ndevice = \"d\"\nfile = \"f\"\nmode = \"w\"",
@@ -622,7 +622,7 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "[[task.net]]\ndevice = \"a/b\"",
-            "5:10: device \"a/b\" is no name: use 1 to 32 letters, digits, . _ + and -",
+            "5:10: device \"a/b\" is no name: use 1 to 67 letters, digits, . _ + and -",
         ),
         (
             "[[task.net]]\ndevice = \"d\"\n[[task.net]]\ndevice = \"d\"\ntap = \"t\"",

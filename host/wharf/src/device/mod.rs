@@ -235,16 +235,22 @@ pub const fn is_disk_size(bytes: u64) -> bool {
     bytes > 0 && bytes.is_multiple_of(SECTOR)
 }
 
+/// Most characters of a device's name: as many as Solo5's images have room for, of which
+/// wharf's own have 32.
+pub const DEVICE_NAME_MAX: usize = 67;
+
 /// Says whether an image can declare a device that is called so: letters, digits, `.`,
-/// `_`, `+` and `-`, 1 to 32 of them, as the contract with guests has it.
+/// `_`, `+` and `-`, 1 to [`DEVICE_NAME_MAX`] of them, as the contracts with guests have
+/// it.
 #[must_use]
 pub fn is_device_name(name: &str) -> bool {
-    let mut bytes = [0; 32];
+    let mut bytes = [0; DEVICE_NAME_MAX];
     let Some(place) = bytes.get_mut(..name.len()) else {
         return false;
     };
     place.copy_from_slice(name.as_bytes());
-    Name::<32>::read_from_bytes(&bytes).is_ok_and(|it| it.as_str() == Some(name))
+    let read = Name::<DEVICE_NAME_MAX>::read_from_bytes(&bytes);
+    read.is_ok_and(|it| it.as_str() == Some(name))
 }
 
 #[cfg(test)]
@@ -313,7 +319,7 @@ mod tests {
 
     #[test]
     fn devices_are_called_as_images_call_them() {
-        let longest = "x".repeat(32);
+        let longest = "x".repeat(67);
         for (name, good) in [
             ("data", true),
             ("a.b_c+d-1", true),
@@ -323,7 +329,7 @@ mod tests {
             ("a/b", false),
             ("é", false),
             ("a\0", false),
-            (&"x".repeat(33), false),
+            (&"x".repeat(68), false),
         ] {
             assert_eq!(is_device_name(name), good, "{name:?}");
         }
