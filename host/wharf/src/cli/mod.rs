@@ -9,7 +9,9 @@ mod build;
 mod doctor;
 mod down;
 mod events;
+mod facts;
 mod host;
+mod image;
 mod logs;
 mod new;
 mod output;
@@ -130,6 +132,8 @@ enum Host {
     ///
     /// Without a terminal it prints one second's rates and ends.
     Top(top::Args),
+    /// Look at images
+    Image(image::Args),
     /// Look at policy plugins and swap them
     Policy(policy::Args),
 }
@@ -218,6 +222,7 @@ pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8
         Host::Rollback(args) => upgrade::roll_back(&args),
         Host::Events(args) => events::run(&args),
         Host::Top(args) => top::run(&args),
+        Host::Image(args) => image::run(&args, progress),
         Host::Policy(args) => policy::run(&args, progress),
     }
 }
@@ -301,6 +306,7 @@ mod tests {
             "wharf down --no-wait",
             "wharf events -f --json",
             "wharf top --json",
+            "wharf image inspect apps#http --json",
             "wharf policy ls --json --socket s",
             "wharf policy swap scheduler plugins/fair-share --set boost=2 --shadow 100 --dry-run",
             "wharf policy swap router built-in",

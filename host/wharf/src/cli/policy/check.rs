@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::ValueHint;
-use clap::builder::styling::Style;
 use serde::Serialize;
 use wharf_policy::{Engine, Plugin};
 
 use crate::build::{BuildOptions, Progress, Source};
+use crate::cli::facts::Facts;
 use crate::cli::output;
-use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -58,11 +57,9 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         .with_context(|| format!("{} is no plugin", path.display()))?;
     let report = Report::new(&path, &plugin);
     let text = if args.json {
-        let mut json = serde_json::to_string_pretty(&report)?;
-        json.push('\n');
-        json
+        output::json(&report)?
     } else {
-        report.text(output::colour())
+        report.text(Facts::new())
     };
     output::print(text.as_bytes())?;
     Ok(0)
@@ -84,7 +81,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn text(&self, colour: bool) -> String {
+    fn text(&self, mut facts: Facts) -> String {
         let size = format!("{} bytes", self.size_bytes);
         let state = match (self.oldest_schema, self.state_schema) {
             (_, 0) => "none is kept".to_owned(),
@@ -92,39 +89,23 @@ impl<'a> Report<'a> {
             (oldest, schema) => format!("format {schema}; reads {oldest} to {schema}"),
         };
         let slots = self.slots.join(", ");
-        let style = if colour {
-            Style::new().bold()
-        } else {
-            Style::new()
-        };
-        let mut text = String::new();
-        let mut row = |name: &str, value: &str| {
-            let value = printable(value);
-            text.push_str(&format!("{style}{name:<8}{style:#}  {value}\n"));
-        };
-        row("name", self.name);
-        row("version", self.version);
-        row("slots", &slots);
-        row("state", &state);
-        row("file", &self.file);
-        row("size", &size);
-        row("digest", self.digest);
-        for (name, list) in [("imports", self.imports), ("exports", self.exports)] {
-            let names = std::iter::once(name).chain(std::iter::repeat(""));
-            for (name, item) in names.zip(list) {
-                row(name, item);
-            }
-            if list.is_empty() {
-                row(name, "nothing");
-            }
-        }
-        text
+        facts.row("name", self.name);
+        facts.row("version", self.version);
+        facts.row("slots", &slots);
+        facts.row("state", &state);
+        facts.row("file", &self.file);
+        facts.row("size", &size);
+        facts.row("digest", self.digest);
+        facts.list("imports", self.imports);
+        facts.list("exports", self.exports);
+        facts.into_text()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::Report;
+    use crate::cli::facts::Facts;
 
     fn report<'a>(imports: &'a [String], exports: &'a [String]) -> Report<'a> {
         Report {
@@ -156,7 +137,7 @@ imports   nothing
 exports   lifecycle
           router
 ";
-        assert_eq!(report(&[], &exports).text(false), expected);
+        assert_eq!(report(&[], &exports).text(Facts::with(false)), expected);
     }
 
     #[test]
@@ -171,7 +152,7 @@ exports   lifecycle
                 state_schema: schema,
                 ..report(&[], &[])
             };
-            let text = report.text(false);
+            let text = report.text(Facts::with(false));
             assert!(text.contains(line), "{text}");
         }
     }
