@@ -1,7 +1,7 @@
 //! The words that wharf's tests are written in.
 //!
-//! [`elf`] makes images, good and bad; [`guest`] runs raw machine code in a real
-//! VM, and [`frames`] has guests of it for a wire; [`plugin`] makes plugins, good and
+//! [`elf`] and [`hvt`] make images, good and bad; [`guest`] runs raw machine code in a
+//! real VM, and [`frames`] has guests of it for a wire; [`plugin`] makes plugins, good and
 //! bad; [`command`] runs the real binary, [`host`] keeps one running, [`tap`] has a
 //! network for it, [`net`] and [`process`] say what is free and what is used, and
 //! [`mod@bench`] is for those that measure. Tests under `tests/` are sentences and tables
@@ -17,6 +17,7 @@ pub mod frames;
 pub mod guest;
 pub mod host;
 pub mod http;
+pub mod hvt;
 pub mod net;
 pub mod plugin;
 pub mod process;

@@ -24,6 +24,7 @@ use wharf_tests::elf::{
     Elf, ElfBuilder, Header, PT_DYNAMIC, PT_GNU_RELRO, PT_GNU_STACK, PT_INTERP, PT_NOTE, PT_TLS,
     Program, R, W, X,
 };
+use wharf_tests::hvt::HvtBuilder;
 use zerocopy::IntoBytes;
 
 const HLT: &[u8] = &[0xf4];
@@ -804,6 +805,7 @@ fn every_fuzz_seed_is_an_image() {
     for (name, bytes) in [
         ("fixed.elf", named().build()),
         ("relocatable.elf", rich().build()),
+        ("solo5.elf", hvt().build()),
     ] {
         let path = dir.join(name);
         if std::env::var_os("WRITE_FUZZ_SEEDS").is_some() {
@@ -845,6 +847,16 @@ fn mutation() -> impl Strategy<Value = (usize, usize, u64)> {
     )
 }
 
+/// An image of Solo5's, with a device of each kind.
+fn hvt() -> HvtBuilder {
+    HvtBuilder::guest(HLT)
+        .segment(DATA, R | W, b"data", 0x2000)
+        .device(wharf_tests::hvt::BLOCK, "storage")
+        .device(wharf_tests::hvt::NET, "service")
+        .symbol("start", 0x40_0000, 1)
+}
+
+static HVT: LazyLock<Vec<u8>> = LazyLock::new(|| hvt().build());
 static RICH: LazyLock<Vec<u8>> = LazyLock::new(|| rich().build());
 static NAMED: LazyLock<Vec<u8>> = LazyLock::new(|| named().build());
 
@@ -857,11 +869,15 @@ proptest! {
 
     #[test]
     fn a_mutated_file_is_an_image_or_an_error(
-        relocatable in any::<bool>(),
+        which in 0..3_u8,
         mutations in prop::collection::vec(mutation(), 1..6),
         cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
     ) {
-        let mut bytes = if relocatable { RICH.clone() } else { NAMED.clone() };
+        let mut bytes = match which {
+            0 => RICH.clone(),
+            1 => NAMED.clone(),
+            _ => HVT.clone(),
+        };
         for (at, len, value) in mutations {
             let at = at / len * len % bytes.len();
             let end = (at + len).min(bytes.len());
