@@ -7,11 +7,11 @@
 use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wharf_abi::Hypercall;
 use wharf_abi::hypercall::FOREVER;
-use wharf_tests::bench::{Resident, alternate, heading, mib, micros, row};
+use wharf_tests::bench::{Resident, alternate, heading, mib, micros, row, wall};
 use wharf_tests::command::{app, output, wharf_path};
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, kvm};
@@ -124,16 +124,6 @@ fn exits_per_wait() {
         per_wait,
         "= 1",
     );
-}
-
-/// Wall time of a command that must succeed.
-fn wall(command: &mut Command) -> Duration {
-    command.stdout(Stdio::null());
-    let start = Instant::now();
-    let status = command.status().expect("the command starts");
-    let elapsed = start.elapsed();
-    assert!(status.success(), "{command:?}: {status}");
-    elapsed
 }
 
 /// The time that `spin` says it took.

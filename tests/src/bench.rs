@@ -2,7 +2,8 @@
 //! process costs.
 
 use std::fs;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Prints what the columns of [`row`] are.
 pub fn heading() {
@@ -64,6 +65,20 @@ pub fn percentile<T: PartialOrd + Copy>(mut values: Vec<T>, percent: usize) -> T
     values.sort_unstable_by(|a, b| a.partial_cmp(b).expect("values can be compared"));
     let at = (values.len() * percent / 100).min(values.len() - 1);
     values[at]
+}
+
+/// Wall time of a command that must succeed.
+///
+/// # Panics
+///
+/// When it does not.
+pub fn wall(command: &mut Command) -> Duration {
+    command.stdout(Stdio::null());
+    let start = Instant::now();
+    let status = command.status().expect("the command starts");
+    let elapsed = start.elapsed();
+    assert!(status.success(), "{command:?}: {status}");
+    elapsed
 }
 
 /// A time in microseconds.
