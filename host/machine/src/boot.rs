@@ -10,6 +10,7 @@ use crate::Error;
 use crate::descriptors::SystemPage;
 use crate::image::Image;
 use crate::layout::{Layout, MEMORY_DEFAULT};
+use crate::machine::Origin;
 use crate::memory::{GuestMemory, PAGE, u64_of};
 use crate::space::Mapping;
 
@@ -144,18 +145,10 @@ impl From<Args> for Vec<String> {
     }
 }
 
-/// Writes image and tables into `memory` as `layout` says.
-pub(crate) fn load(
-    memory: &GuestMemory,
-    layout: &Layout,
-    system: &SystemPage,
-    image: &Image,
-) -> Result<(), Error> {
+/// Writes the image into `memory` as `layout` says, and makes resident what will be
+/// touched.
+pub(crate) fn load(memory: &GuestMemory, layout: &Layout, image: &Image) -> Result<(), Error> {
     populate(memory, layout);
-    memory.write(layout.system.gpa, &system.bytes)?;
-    for (gpa, bytes) in layout.tables.pages() {
-        memory.write(gpa, &bytes)?;
-    }
     let mut mappings = layout.mappings.clone();
     mappings.sort_unstable_by_key(|mapping| mapping.addr);
     for segment in image.segments() {
@@ -170,17 +163,32 @@ pub(crate) fn load(
     Ok(())
 }
 
+/// Writes what the CPU believes of the host: system page and page tables.
+pub(crate) fn fill_system(
+    memory: &GuestMemory,
+    layout: &Layout,
+    system: &SystemPage,
+) -> Result<(), Error> {
+    memory.write(layout.system.gpa, &system.bytes)?;
+    for (gpa, bytes) in layout.tables.pages() {
+        memory.write(gpa, &bytes)?;
+    }
+    Ok(())
+}
+
 /// Writes the boot page, and what belongs to it, into `memory` as `layout` says.
 pub(crate) fn fill(
     memory: &GuestMemory,
     layout: &Layout,
     image: &Image,
-    config: &BootConfig,
+    origin: &Origin,
     clock: Clock,
     seed: [u8; 32],
 ) -> Result<(), Error> {
+    let config = &origin.boot;
     let entries = device_entries(layout, image);
     memory.write(layout.boot.gpa.offset(DEVICES_AT), entries.as_bytes())?;
+    let inherited = layout.inherited.filter(|_| origin.inherited > 0);
     let boot = BootPage {
         magic: BootPage::MAGIC,
         abi: AbiVersion::CURRENT,
@@ -207,7 +215,10 @@ pub(crate) fn fill(
                 len: u64_of(entries.as_bytes().len()),
             },
         },
-        inherited: Span::default(),
+        inherited: inherited.map_or(Span::default(), |room| Span {
+            addr: room.addr,
+            len: origin.inherited,
+        }),
     };
     memory.write(layout.boot.gpa, boot.as_bytes())?;
     memory.write(layout.boot.gpa.offset(PAGE), &config.args.block)
@@ -238,14 +249,27 @@ fn abi_name(name: &str) -> Name<32> {
 
 /// Makes resident, in few calls, what is about to be written or touched.
 fn populate(memory: &GuestMemory, layout: &Layout) {
-    let stack_end = layout.stack.gpa.offset(layout.stack.len);
     let touched = STACK_PAGES_TOUCHED
         .saturating_mul(PAGE)
         .min(layout.stack.len);
+    populate_host(memory, layout, touched);
+    for mapping in &layout.mappings {
+        let in_image = mapping.addr >= layout.image.addr
+            && mapping.end() <= layout.image.addr.saturating_add(layout.image.len);
+        if in_image && mapping.len <= IMAGE_TOUCHED {
+            memory.populate(mapping.gpa, mapping.gpa.offset(mapping.len));
+        }
+    }
+}
+
+/// Makes resident what [`fill_system`] and [`fill`] write, and so much of the stack's top, which
+/// lies before the page tables.
+pub(crate) fn populate_host(memory: &GuestMemory, layout: &Layout, stack: u64) {
+    let stack_end = layout.stack.gpa.offset(layout.stack.len);
     let stack_top = layout
         .stack
         .gpa
-        .offset(layout.stack.len.saturating_sub(touched));
+        .offset(layout.stack.len.saturating_sub(stack));
     memory.populate(stack_top, stack_end.offset(layout.tables.len()));
     let mut first = layout.system;
     let parts = [layout.fault_stack, layout.boot].into_iter();
@@ -258,13 +282,6 @@ fn populate(memory: &GuestMemory, layout: &Layout) {
         }
     }
     memory.populate(first.gpa, first.gpa.offset(first.len));
-    for mapping in &layout.mappings {
-        let in_image = mapping.addr >= layout.image.addr
-            && mapping.end() <= layout.image.addr.saturating_add(layout.image.len);
-        if in_image && mapping.len <= IMAGE_TOUCHED {
-            memory.populate(mapping.gpa, mapping.gpa.offset(mapping.len));
-        }
-    }
 }
 
 /// The one of mappings in ascending order that holds `addr`.

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_signal_mask,
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_signal_mask, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
@@ -90,6 +90,17 @@ pub(crate) fn zero_tsc_offset(vcpu: &VcpuFd) -> io::Result<()> {
     // `offset`, alive until after the call; it writes nothing.
     let done = unsafe { ioctl_with_ref(vcpu, KVM_SET_DEVICE_ATTR(), &attr) };
     outcome(done)
+}
+
+/// Sets x87, SSE and further state of a vCPU (`KVM_SET_XSAVE`, KVM api.rst §4.43).
+///
+/// # Errors
+///
+/// As the ioctl.
+pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: KVM reads the 4096 bytes that `area` has, and more only when the process
+    // has asked for larger features by arch_prctl(2), which wharf nowhere does.
+    unsafe { vcpu.set_xsave(area) }
 }
 
 /// Makes an open `/dev/net/tun` the other end of an interface (`TUNSETIFF`, Linux

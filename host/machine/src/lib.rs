@@ -6,7 +6,7 @@
 //! tables and descriptor tables that the guest cannot reach, and
 //! [`Machine::enter`] runs it until it makes a [`Call`], faults, or is
 //! interrupted. What to do then is not decided here. [`device`] serves the rings of
-//! the guest's devices.
+//! the guest's devices; [`snapshot`] freezes a guest into a file and makes others of it.
 //!
 //! # Who is trusted
 //!
@@ -41,6 +41,7 @@ pub mod image;
 pub mod layout;
 pub mod memory;
 pub mod probe;
+pub mod snapshot;
 pub mod time;
 
 mod boot;

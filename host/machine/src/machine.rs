@@ -2,9 +2,11 @@
 
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::{Cap, Kvm};
+use serde::{Deserialize, Serialize};
 use wharf_abi::hypercall::CONSOLE_WRITE_MAX;
 use wharf_abi::upgrade::{BLOCK_MAX, STATE_MAX};
 use wharf_abi::{Answer, BootPage, Clock, Hypercall, Span};
@@ -17,11 +19,12 @@ use crate::exit::{Call, Exit, RawExit};
 use crate::fault::{Cause, Exception, Fault};
 use crate::hvt::{self, Context, Handled, Hvt};
 use crate::image::{Contract, Image};
-use crate::layout::Layout;
+use crate::layout::{Layout, LayoutError};
 use crate::memory::{Gpa, GuestMemory, Vm, u64_of};
+use crate::snapshot::Cpu;
 use crate::space::{AddressSpace, UserSlice};
 use crate::upgrade::{BadLegacy, Legacy, Resting};
-use crate::vcpu::{SYNC_REGS_NEEDED, Start, Vcpu};
+use crate::vcpu::{self, SYNC_REGS_NEEDED, Start, Vcpu};
 use crate::{Error, time};
 
 /// `/dev/kvm`, opened, and what every guest needs from it.
@@ -29,6 +32,7 @@ use crate::{Error, time};
 pub struct Hypervisor {
     kvm: Kvm,
     cpuid: CpuId,
+    cpu: Arc<Cpu>,
 }
 
 impl Hypervisor {
@@ -49,7 +53,13 @@ impl Hypervisor {
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell the CPUID it supports"))?;
-        Ok(Self { kvm, cpuid })
+        let cpu = Arc::new(Cpu::of(&cpuid));
+        Ok(Self { kvm, cpuid, cpu })
+    }
+
+    /// Which CPU guests see.
+    pub(crate) const fn cpu(&self) -> &Arc<Cpu> {
+        &self.cpu
     }
 }
 
@@ -57,17 +67,63 @@ impl Hypervisor {
 #[derive(Debug)]
 pub struct Machine {
     // Declared, and so dropped, before its VM.
-    vcpu: Vcpu,
-    vm: Vm,
-    layout: Layout,
-    space: AddressSpace,
-    clock: Clock,
-    devices: Devices,
-    /// Whether the guest waits for an answer to a call.
-    in_call: bool,
+    pub(crate) vcpu: Vcpu,
+    pub(crate) vm: Vm,
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) space: AddressSpace,
+    pub(crate) clock: Clock,
+    pub(crate) devices: Devices,
+    pub(crate) cpu: Arc<Cpu>,
+    /// What it was booted with, from which the layout can be planned again.
+    pub(crate) origin: Origin,
+    pub(crate) standing: Standing,
     /// What else there is to a guest of Solo5's, which has no call and no device of the
     /// other kind.
-    hvt: Option<Box<Hvt>>,
+    pub(crate) hvt: Option<Box<Hvt>>,
+}
+
+/// What, with the image, decides where everything stands in a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Origin {
+    pub(crate) boot: BootConfig,
+    /// Decides a relocatable image's base.
+    pub(crate) random: u64,
+    /// Bytes of state that it was given.
+    pub(crate) inherited: u64,
+}
+
+/// How a guest was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It waits for an answer to a call.
+    InCall,
+    /// It can be entered as it is.
+    Interrupted,
+    /// It has ended, or broke a rule.
+    Over,
+}
+
+impl Origin {
+    /// Plans the memory of `image`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Layout::plan`].
+    pub(crate) fn plan(&self, image: &Image) -> Result<Layout, LayoutError> {
+        let args_len = self.boot.args.len();
+        Layout::plan_heir(image, self.memory(), args_len, self.room(), self.random)
+    }
+
+    /// Bytes of memory in all: room for what is inherited is not taken from what the
+    /// guest was promised.
+    pub(crate) const fn memory(&self) -> u64 {
+        self.boot.memory.saturating_add(self.room())
+    }
+
+    const fn room(&self) -> u64 {
+        if self.boot.is_heir { STATE_MAX } else { 0 }
+    }
 }
 
 impl Machine {
@@ -94,42 +150,45 @@ impl Machine {
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
         let random = getrandom::u64().map_err(Error::Entropy)?;
 
-        // Room for what is inherited is not taken from what the guest was promised.
-        let inherited = if config.is_heir && !is_hvt {
-            STATE_MAX
-        } else {
-            0
+        let mut origin = Origin {
+            boot: config.clone(),
+            random,
+            inherited: 0,
         };
-        let memory = config.memory.saturating_add(inherited);
-        let layout = Layout::plan_heir(image, memory, config.args.len(), inherited, random)?;
+        // Its contract knows of no state.
+        origin.boot.is_heir &= !is_hvt;
+        let layout = origin.plan(image)?;
         let memory = GuestMemory::new(layout.memory, layout.huge.clone())?;
-        let vm = Vm::create(&hypervisor.kvm, memory)?;
-
-        let top = layout.fault_stack.end();
         let system = if is_hvt {
-            SystemPage::new(layout.system.addr, top, hvt::PORTS_OPEN)
+            SystemPage::new(
+                layout.system.addr,
+                layout.fault_stack.end(),
+                hvt::PORTS_OPEN,
+            )
         } else {
-            let ports = Hypercall::ALL.map(Hypercall::port);
-            SystemPage::new(layout.system.addr, top, ports)
+            system_page(&layout)
         };
         let start = Start {
-            entry: image.entry().wrapping_add(layout.bias),
-            // As if the entry point had been called.
-            stack_pointer: layout.stack.end().wrapping_sub(8),
-            boot_page: layout.boot.addr,
+            registers: vcpu::first_registers(
+                image.entry().wrapping_add(layout.bias),
+                // As if the entry point had been called.
+                layout.stack.end().wrapping_sub(8),
+                layout.boot.addr,
+                is_hvt,
+            ),
             is_supervisor: is_hvt,
         };
-        let root = layout.tables.root();
-        let vcpu = Vcpu::new(vm.fd(), &hypervisor.cpuid, root, &system, &start)?;
+        let (vm, vcpu) = assemble(hypervisor, &layout, memory, &system, &start)?;
         let tsc_khz = vcpu.tsc_khz()?;
         let clock = time::clock_from_now(tsc_khz).ok_or(Error::Missing("a TSC frequency"))?;
-        boot::load(vm.memory(), &layout, &system, image)?;
+        boot::load(vm.memory(), &layout, image)?;
+        boot::fill_system(vm.memory(), &layout, &system)?;
         let (devices, hvt) = if is_hvt {
             let (args, memory) = (&config.args, vm.memory());
             hvt::boot::fill(memory, &layout, image, args, &backends, tsc_khz)?;
             (Devices::default(), Some(Box::new(Hvt::new(backends))))
         } else {
-            boot::fill(vm.memory(), &layout, image, config, clock, seed)?;
+            boot::fill(vm.memory(), &layout, image, &origin, clock, seed)?;
             let pages = layout.device_pages().map(|(_, gpa)| gpa);
             (Devices::offer(backends, vm.memory(), pages)?, None)
         };
@@ -137,11 +196,13 @@ impl Machine {
         Ok(Self {
             vcpu,
             vm,
-            layout,
+            layout: Arc::new(layout),
             space,
             clock,
             devices,
-            in_call: false,
+            cpu: Arc::clone(&hypervisor.cpu),
+            origin,
+            standing: Standing::Interrupted,
             hvt,
         })
     }
@@ -154,31 +215,45 @@ impl Machine {
     /// Only the host's: what a guest does wrong is an [`Exit::Fault`]. An answer
     /// that does not fit is [`Error::Defect`], and the guest was not entered.
     pub fn enter(&mut self, answer: Option<Answer>) -> Result<Exit, Error> {
-        let in_call = self.hvt.as_ref().map_or(self.in_call, |hvt| hvt.in_call());
+        let in_call = match &self.hvt {
+            None => self.standing == Standing::InCall,
+            Some(hvt) => hvt.in_call(),
+        };
         if answer.is_some() != in_call {
             return Err(Error::Defect("an answer without a call, or none to one"));
         }
+        self.standing = Standing::Interrupted;
         if let Some(answer) = answer
             && let Some(exit) = self.take_in(answer)
         {
-            return Ok(exit);
+            return Ok(self.left(exit));
         }
         let Some(exit) = self.vcpu.run()? else {
             return Ok(Exit::Interrupted);
         };
-        match exit {
-            RawExit::Out { port, bytes, value } => Ok(self.call(port, bytes, value)),
-            RawExit::Stub => self.exception(),
-            RawExit::Broken(cause) => Ok(self.fault(cause)),
-            RawExit::EntryFailed(reason) => Err(Error::Entry { reason }),
-        }
+        let exit = match exit {
+            RawExit::Out { port, bytes, value } => self.call(port, bytes, value),
+            RawExit::Stub => self.exception()?,
+            RawExit::Broken(cause) => self.fault(cause),
+            RawExit::EntryFailed(reason) => return Err(Error::Entry { reason }),
+        };
+        Ok(self.left(exit))
+    }
+
+    /// Notes how the guest was left.
+    fn left(&mut self, exit: Exit) -> Exit {
+        self.standing = match &exit {
+            Exit::Call(Call::Exit { .. }) | Exit::Fault(_) => Standing::Over,
+            Exit::Call(_) => Standing::InCall,
+            _ => Standing::Interrupted,
+        };
+        exit
     }
 
     /// Gives the guest the answer to its call. What comes back is instead of entering it.
     fn take_in(&mut self, answer: Answer) -> Option<Exit> {
         let Some(hvt) = &mut self.hvt else {
             self.vcpu.set_rax_rdx(answer.status.raw(), answer.value);
-            self.in_call = false;
             return None;
         };
         let user = UserMemory::new(self.vm.memory().mmap(), &self.space);
@@ -191,10 +266,7 @@ impl Machine {
     /// Takes an output to a port for the call that it is.
     fn call(&mut self, port: u16, bytes: usize, value: u32) -> Exit {
         let called = match &mut self.hvt {
-            None => Call::decode(port, bytes, &self.vcpu.registers()).map(|call| {
-                self.in_call = true;
-                Exit::Call(call)
-            }),
+            None => Call::decode(port, bytes, &self.vcpu.registers()).map(Exit::Call),
             Some(hvt) => {
                 let user = UserMemory::new(self.vm.memory().mmap(), &self.space);
                 let now = self.clock.monotonic_ns(time::tsc());
@@ -260,7 +332,9 @@ impl Machine {
             .boot
             .gpa
             .offset(u64_of(offset_of!(BootPage, inherited)));
-        self.vm.memory().write(at, span.as_bytes())
+        self.vm.memory().write(at, span.as_bytes())?;
+        self.origin.inherited = span.len;
+        Ok(())
     }
 
     /// Takes what the guest has sent over its connections, and gives it nothing: what it
@@ -374,7 +448,7 @@ impl Machine {
 
     /// Where everything stands in this guest.
     #[must_use]
-    pub const fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
@@ -448,4 +522,28 @@ impl Machine {
 
 fn fault(cause: Cause, registers: kvm_regs) -> Exit {
     Exit::Fault(Box::new(Fault::new(cause, registers)))
+}
+
+/// The system page of a guest with wharf's contract.
+pub(crate) fn system_page(layout: &Layout) -> SystemPage {
+    let ports = Hypercall::ALL.map(Hypercall::port);
+    SystemPage::new(layout.system.addr, layout.fault_stack.end(), ports)
+}
+
+/// Makes a VM over `memory` and a vCPU in it that will go on from `start`.
+///
+/// # Errors
+///
+/// When KVM is at its limits.
+pub(crate) fn assemble(
+    hypervisor: &Hypervisor,
+    layout: &Layout,
+    memory: GuestMemory,
+    system: &SystemPage,
+    start: &Start,
+) -> Result<(Vm, Vcpu), Error> {
+    let vm = Vm::create(&hypervisor.kvm, memory)?;
+    let root = layout.tables.root();
+    let vcpu = Vcpu::new(vm.fd(), &hypervisor.cpuid, root, system, start)?;
+    Ok((vm, vcpu))
 }

@@ -6,7 +6,10 @@
 
 #![expect(unsafe_code, reason = "mapping, advising and registering raw memory")]
 
+use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
@@ -50,6 +53,8 @@ pub(crate) struct GuestMemory {
     memory: GuestMemoryMmap,
     host_addr: u64,
     len: u64,
+    /// Whether there may be something in a page that is not resident.
+    is_on_file: bool,
     _reservation: MmapRegion,
 }
 
@@ -111,6 +116,51 @@ impl GuestMemory {
     ///
     /// When `len` is no multiple of [`PAGE`] or the host has no address space left.
     pub(crate) fn new(len: u64, huge: Range<u64>) -> Result<Self, Error> {
+        let memory = Self::reserve(len)?;
+        let (from, to) = (huge.start.min(len), huge.end.min(len));
+        memory.advise(0, from, Advice::SmallPages);
+        memory.advise(from, to, Advice::LargePages);
+        memory.advise(to.max(from), len, Advice::SmallPages);
+        Ok(memory)
+    }
+
+    /// Memory that has what `file` has from `at` on, of which a page is copied when
+    /// it is written to: any number of guests share the others.
+    ///
+    /// The file must not become shorter while the memory lives: the kernel would end
+    /// the process that touches what is gone.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMemory::new`]; also when the file cannot be mapped.
+    pub(crate) fn on_file(len: u64, file: &File, at: u64) -> Result<Self, Error> {
+        let failed = |source| Error::Memory { len, source };
+        let mut memory = Self::reserve(len)?;
+        let invalid = || failed(std::io::ErrorKind::InvalidInput.into());
+        let addr = usize::try_from(memory.host_addr).map_err(|_| invalid())?;
+        let size = usize::try_from(len).map_err(|_| invalid())?;
+        let offset = i64::try_from(at).map_err(|_| invalid())?;
+        // SAFETY: the range replaced is this structure's own mapping, all of it, to
+        // which no reference exists; it stays within the reservation, which unmaps it.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::with_exposed_provenance_mut(addr),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(failed(std::io::Error::last_os_error()));
+        }
+        memory.is_on_file = true;
+        Ok(memory)
+    }
+
+    /// An aligned mapping of zeroes in a reservation of its own.
+    fn reserve(len: u64) -> Result<Self, Error> {
         let failed = |source| Error::Memory { len, source };
         if len == 0 || !len.is_multiple_of(PAGE) {
             return Err(failed(std::io::ErrorKind::InvalidInput.into()));
@@ -137,18 +187,14 @@ impl GuestMemory {
         let memory = GuestMemoryMmap::from_regions(vec![region])
             .map_err(|e| failed(std::io::Error::other(e)))?;
 
-        let memory = Self {
+        Ok(Self {
             memory,
             // KVM and madvise get it as a number and work on what is behind.
             host_addr: u64::try_from(base.expose_provenance()).map_err(|_| too_large())?,
             len,
+            is_on_file: false,
             _reservation: reservation,
-        };
-        let (from, to) = (huge.start.min(len), huge.end.min(len));
-        memory.advise(0, from, Advice::SmallPages);
-        memory.advise(from, to, Advice::LargePages);
-        memory.advise(to.max(from), len, Advice::SmallPages);
-        Ok(memory)
+        })
     }
 
     /// The memory as vm-memory has it, whose accesses are as this module's.
@@ -184,6 +230,50 @@ impl GuestMemory {
     /// kernel can (Linux 5.14); elsewhere they become so one by one.
     pub(crate) fn populate(&self, start: Gpa, end: Gpa) {
         self.advise(start.0, end.0, Advice::Populate);
+    }
+
+    /// Bytes in all.
+    pub(crate) const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The numbers of the pages that may hold something, in ascending order: those
+    /// that are resident or swapped out, or all when that cannot be told
+    /// (Linux admin-guide/mm/pagemap.rst).
+    pub(crate) fn used_pages(&self) -> Vec<u64> {
+        let all = self.len.checked_div(PAGE).unwrap_or(0);
+        if self.is_on_file {
+            return (0..all).collect();
+        }
+        self.read_pagemap(all).unwrap_or_else(|e| {
+            log::debug!("/proc/self/pagemap: {e}");
+            (0..all).collect()
+        })
+    }
+
+    fn read_pagemap(&self, all: u64) -> std::io::Result<Vec<u64>> {
+        const ENTRY: usize = 8;
+        const ENTRIES_AT_ONCE: u64 = 8192;
+        const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let first = self.host_addr.checked_div(PAGE).unwrap_or(0);
+        let mut used = Vec::new();
+        let mut from = 0_u64;
+        while from < all {
+            let count = all.saturating_sub(from).min(ENTRIES_AT_ONCE);
+            let len = usize::try_from(count).unwrap_or(0).saturating_mul(ENTRY);
+            let mut entries = vec![0; len];
+            let at = first.saturating_add(from).saturating_mul(u64_of(ENTRY));
+            pagemap.read_exact_at(&mut entries, at)?;
+            for (number, entry) in (from..).zip(entries.chunks_exact(ENTRY)) {
+                let entry = entry.try_into().map_or(u64::MAX, u64::from_le_bytes);
+                if entry & PRESENT_OR_SWAPPED != 0 {
+                    used.push(number);
+                }
+            }
+            from = from.saturating_add(count);
+        }
+        Ok(used)
     }
 
     fn check(&self, at: Gpa, len: usize) -> Result<(), Error> {
@@ -225,9 +315,67 @@ impl GuestMemory {
     }
 }
 
+/// Bytes in the host's own memory that lie on large pages where the kernel has some: to
+/// touch as many small ones for the first time costs more than to fill them.
+#[derive(Clone, Debug)]
+pub(crate) struct LargeBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl LargeBuffer {
+    /// Zeroes, resident.
+    pub(crate) fn new(len: usize) -> Self {
+        const LARGE: usize = 2 * 1024 * 1024;
+        const _: () = assert!(HUGE_PAGE == 2 * 1024 * 1024);
+        let room = len.checked_next_multiple_of(LARGE).unwrap_or(len);
+        // The allocator maps so much afresh and touches nothing of it.
+        let mut bytes = vec![0_u8; room.saturating_add(LARGE)];
+        let base = bytes.as_mut_ptr();
+        let start = base.align_offset(LARGE).min(LARGE);
+        for advice in [libc::MADV_HUGEPAGE, libc::MADV_POPULATE_WRITE] {
+            let addr = base.wrapping_add(start).cast();
+            // SAFETY: the vector has `room` bytes from `start`, which is at most
+            // `LARGE`, on, and nobody else has a reference to it; neither advice
+            // changes what is in them.
+            let done = unsafe { libc::madvise(addr, room, advice) };
+            if done != 0 {
+                log::debug!("madvise({advice}): {}", std::io::Error::last_os_error());
+            }
+        }
+        Self { bytes, start, len }
+    }
+}
+
+impl std::ops::Deref for LargeBuffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        let from = self.bytes.get(self.start..).unwrap_or_default();
+        from.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl std::ops::DerefMut for LargeBuffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        let from = self.bytes.get_mut(self.start..).unwrap_or_default();
+        from.get_mut(..self.len).unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Gpa, GuestMemory, HUGE_PAGE, PAGE};
+    use super::{Gpa, GuestMemory, HUGE_PAGE, LargeBuffer, PAGE};
+
+    #[test]
+    fn a_large_buffer_is_as_long_as_was_asked_and_of_zeroes() {
+        for len in [0, 1, 4096, 3 << 20, (8 << 20) + 1] {
+            let mut buffer = LargeBuffer::new(len);
+            assert!(buffer.len() == len && buffer.iter().all(|byte| *byte == 0));
+            buffer.fill(1);
+        }
+    }
 
     #[test]
     fn memory_starts_zeroed_and_keeps_what_is_written() {

@@ -75,18 +75,7 @@ pub fn probe() -> Result<Probe, Error> {
             true,
             has(Cap::GetTscKhz),
         ),
-        capability(
-            "KVM_CAP_VCPU_EVENTS",
-            "snapshots, which are to come",
-            false,
-            has(Cap::VcpuEvents),
-        ),
-        capability(
-            "KVM_CAP_XSAVE",
-            "snapshots, which are to come",
-            false,
-            has(Cap::Xsave),
-        ),
+        capability("KVM_CAP_XSAVE", "snapshots", false, has(Cap::Xsave)),
     ];
     Ok(Probe {
         api_version: kvm.get_api_version(),

@@ -2,6 +2,7 @@
 
 use kvm_bindings::{
     CpuId, KVM_SYNC_X86_REGS, kvm_cpuid_entry2, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
+    kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuFd, VmFd};
 
@@ -27,15 +28,50 @@ const RFLAGS: u64 = 1 << 1;
 /// IF, as any user program has it; nothing interrupts.
 const RFLAGS_IF: u64 = 1 << 9;
 
+/// What a guest may have set in RFLAGS: CF, PF, AF, ZF, SF, DF, OF, AC and ID (SDM
+/// vol. 1 §3.4.3). TF would have ended it before.
+const RFLAGS_FREE: u64 =
+    1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 10 | 1 << 11 | 1 << 18 | 1 << 21;
+
+/// Words of the legacy region of an XSAVE area: x87 and SSE state (SDM vol. 1
+/// §13.4.1). Guests have no other: CR4.OSXSAVE is clear.
+pub(crate) const FPU_WORDS: usize = 128;
+
+/// Which of the legacy region's words is MXCSR.
+pub(crate) const MXCSR_WORD: usize = 6;
+
 /// Where a vCPU starts.
 pub(crate) struct Start {
-    pub(crate) entry: u64,
-    pub(crate) stack_pointer: u64,
-    pub(crate) boot_page: u64,
+    pub(crate) registers: kvm_regs,
     /// Whether the guest believes that it is at CPL 0. It then starts without
     /// interrupts, has no alignment checked, which the CPU does at CPL 3 only, and its
     /// system registers are shared as well, for they change with every exception.
     pub(crate) is_supervisor: bool,
+}
+
+/// The registers of a guest that has not begun.
+pub(crate) fn first_registers(
+    entry: u64,
+    stack_pointer: u64,
+    boot_page: u64,
+    is_supervisor: bool,
+) -> kvm_regs {
+    kvm_regs {
+        rip: entry,
+        rsp: stack_pointer,
+        rdi: boot_page,
+        rflags: if is_supervisor {
+            RFLAGS
+        } else {
+            RFLAGS | RFLAGS_IF
+        },
+        ..Default::default()
+    }
+}
+
+/// RFLAGS with nothing in them but what a guest may have.
+pub(crate) const fn user_rflags(rflags: u64) -> u64 {
+    rflags & RFLAGS_FREE | RFLAGS | RFLAGS_IF
 }
 
 /// One vCPU. Its registers are those of the last exit until the next entry.
@@ -45,7 +81,7 @@ pub(crate) struct Vcpu {
 }
 
 impl Vcpu {
-    /// Makes a vCPU of `vm` that will start at `start`.
+    /// Makes a vCPU of `vm` that will begin at `start`.
     pub(crate) fn new(
         vm: &VmFd,
         cpuid: &CpuId,
@@ -73,18 +109,8 @@ impl Vcpu {
         }
         fd.set_sregs(&sregs)
             .map_err(Error::kvm("set system registers"))?;
-        let regs = kvm_regs {
-            rip: start.entry,
-            rsp: start.stack_pointer,
-            rdi: start.boot_page,
-            rflags: if start.is_supervisor {
-                RFLAGS
-            } else {
-                RFLAGS | RFLAGS_IF
-            },
-            ..Default::default()
-        };
-        fd.set_regs(&regs).map_err(Error::kvm("set registers"))?;
+        fd.set_regs(&start.registers)
+            .map_err(Error::kvm("set registers"))?;
         fd.set_sync_valid_reg(SyncReg::Register);
         if start.is_supervisor {
             fd.set_sync_valid_reg(SyncReg::SystemRegister);
@@ -99,6 +125,49 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Ok(None),
             Err(e) => Err(Error::kvm("run the guest")(e)),
         }
+    }
+
+    /// Has KVM finish what an exit left half done, without entering the guest: only
+    /// then is RIP behind the instruction (KVM api.rst §5, `immediate_exit`).
+    ///
+    /// # Errors
+    ///
+    /// As `KVM_RUN`.
+    pub(crate) fn retire(&mut self) -> Result<(), Error> {
+        self.fd.set_kvm_immediate_exit(1);
+        let exit = self.run();
+        self.fd.set_kvm_immediate_exit(0);
+        match exit? {
+            None => Ok(()),
+            Some(_) => Err(Error::Missing("KVM_CAP_IMMEDIATE_EXIT")),
+        }
+    }
+
+    /// x87 and SSE state.
+    ///
+    /// # Errors
+    ///
+    /// As `KVM_GET_XSAVE` (KVM api.rst §4.42).
+    pub(crate) fn fpu(&self) -> Result<Vec<u32>, Error> {
+        let area = self.fd.get_xsave().map_err(Error::kvm("read the FPU"))?;
+        Ok(area.region.iter().take(FPU_WORDS).copied().collect())
+    }
+
+    /// Sets it.
+    ///
+    /// # Errors
+    ///
+    /// As `KVM_SET_XSAVE`, which also refuses an MXCSR that this CPU has not.
+    pub(crate) fn set_fpu(&self, words: &[u32]) -> Result<(), Error> {
+        let mut area = kvm_xsave::default();
+        for (to, from) in area.region.iter_mut().zip(words.iter().take(FPU_WORDS)) {
+            *to = *from;
+        }
+        // XSTATE_BV: x87 and SSE (SDM vol. 1 §13.4.2).
+        if let Some(components) = area.region.get_mut(FPU_WORDS) {
+            *components = 0b11;
+        }
+        ioctl::set_xsave(&self.fd, &area).map_err(Error::kvm("set the FPU"))
     }
 
     /// The registers at the last exit.

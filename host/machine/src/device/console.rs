@@ -65,6 +65,17 @@ impl Console {
         input.map(|input| input.fd())
     }
 
+    /// Whether the guest knows that there is no more.
+    pub(super) const fn has_told_end(&self) -> bool {
+        self.has_told_end
+    }
+
+    /// Has it go on for a guest that knows that there is no more.
+    pub(super) fn set_told_end(&mut self) {
+        self.input = None;
+        self.has_told_end = true;
+    }
+
     /// Gives the guest what there is, as long as it has buffers; says whether there
     /// may be more.
     ///

@@ -23,6 +23,7 @@ mod console;
 mod entropy;
 mod net;
 mod ring;
+mod saved;
 mod setup;
 mod stream;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use crate::memory::{Gpa, GuestMemory};
 use crate::space::AddressSpace;
 use crate::upgrade::Resting;
 use ring::{Budget, has_news};
+pub(crate) use saved::{CONNECTIONS_MAX, DeviceState};
 use setup::Accepted;
 pub(crate) use user::UserMemory;
 
@@ -459,6 +461,8 @@ impl Terms {
         }
     }
 }
+
+impl std::error::Error for DeviceFault {}
 
 impl fmt::Display for DeviceFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

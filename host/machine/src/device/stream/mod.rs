@@ -12,6 +12,7 @@
 
 mod connection;
 mod network;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,8 @@ use super::{Broken, Terms};
 use crate::memory::u64_of;
 use crate::upgrade::Resting;
 use connection::{Connection, Phase, Ports, ends, header};
+
+pub(crate) use saved::{CONNECTIONS_MAX, StreamsState};
 
 pub use network::{Close, Happening, Moved, Network, StreamId};
 

@@ -322,6 +322,52 @@ fn bytes_go_both_ways_and_each_end_is_told() {
 }
 
 #[test]
+fn who_is_restored_is_told_first_that_each_connection_is_cut_off() {
+    let mut old = Driver::new();
+    let (_, ports) = old.connected();
+    // One that it is about to be asked for it knows nothing of.
+    let id = StreamId(8);
+    old.happens(Happening::Incoming { id, port: 80 });
+    old.streams.look();
+    old.streams.stray(
+        super::Ports {
+            host: 999,
+            guest: 5,
+        },
+        3,
+    );
+    let state = old.streams.state();
+    let mut known = state.connections.clone();
+    known.sort_unstable();
+    assert_eq!(known, [(999, 5), ports]);
+
+    let mut new = Driver::new();
+    new.streams.go_on(&state);
+    new.offer(8);
+    let id = StreamId(7);
+    new.happens(Happening::Incoming { id, port: 80 });
+    let told = new.serve();
+    for it in &told[..2] {
+        assert!(known.contains(&(it.host_port, it.guest_port)), "{it:?}");
+        assert_eq!((it.op, it.flags), (Op::Reset, 0));
+    }
+    assert_eq!((told.len(), told[2].op), (3, Op::Request));
+    assert!(told[2].host_port > ports.0, "{told:?}");
+
+    // What a forged snapshot says of ports is only its own guest's to hear.
+    let mut forged = Driver::new();
+    let connections = vec![(0, 0), (u32::MAX, u32::MAX), ports, ports];
+    forged.streams.go_on(&super::StreamsState {
+        connections,
+        next_port: 0,
+    });
+    forged.offer(8);
+    assert_eq!(forged.serve().len(), 4);
+    forged.happens(Happening::Incoming { id, port: 80 });
+    assert_eq!(forged.serve()[0].op, Op::Request);
+}
+
+#[test]
 fn a_connection_at_rest_goes_on_in_another_guest_with_all_its_bytes() {
     let mut old = Driver::new();
     let (id, ports) = old.connected();
@@ -745,7 +791,7 @@ proptest! {
         let mut driver = Driver::new();
         let (id, ports) = driver.connected();
         driver.network.edit(|it| it.takes = 0);
-        let (mut came, mut consumed) = (Vec::new(), 0_u32);
+        let (mut came, mut consumed) = (Vec::<u8>::new(), 0_u32);
         let mut waiting = VecDeque::new();
         // In the end all is taken.
         let rest = std::iter::repeat_n([Fit::Take(1 << 20), Fit::Echo], 200).flatten();

@@ -1,0 +1,159 @@
+//! Guests made of a snapshot.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::file::{self, Opened};
+use super::state::State;
+use super::{RestoreError, SnapshotError, Unusable};
+use crate::boot;
+use crate::device::{Backend, Devices};
+use crate::image::Image;
+use crate::layout::Layout;
+use crate::machine::{Hypervisor, Machine, Standing, assemble, system_page};
+use crate::memory::GuestMemory;
+use crate::space::AddressSpace;
+use crate::vcpu::Start;
+use crate::{Error, time};
+
+/// A snapshot that was found good, of which guests can be made.
+#[derive(Debug)]
+pub struct Snapshot {
+    file: File,
+    memory_at: u64,
+    memory_len: u64,
+    state: State,
+    image: Image,
+    layout: Arc<Layout>,
+}
+
+/// What a clone gets besides its snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestoreConfig {
+    /// Which life of its task this is. Another than the snapshot's: by this a guest
+    /// knows that it is another, and has to draw other random numbers.
+    pub generation: u64,
+}
+
+impl Snapshot {
+    /// Reads a file once and checks everything, so that [`Machine::restore`] need not.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`].
+    pub fn open(hypervisor: &Hypervisor, path: &Path) -> Result<Self, SnapshotError> {
+        let opened = file::open(path).and_then(|opened| Self::check(hypervisor, opened));
+        opened.map_err(|why| SnapshotError {
+            path: path.to_owned(),
+            why,
+        })
+    }
+
+    fn check(hypervisor: &Hypervisor, opened: Opened) -> Result<Self, Unusable> {
+        let Opened {
+            file,
+            state,
+            image,
+            memory_at,
+            memory_len,
+        } = opened;
+        let ours = hypervisor.cpu().as_ref();
+        if state.cpu != *ours {
+            return Err(Unusable::Cpu {
+                theirs: Box::new(state.cpu),
+                ours: Box::new(ours.clone()),
+            });
+        }
+        let layout = Arc::new(state.check(&image, memory_len)?);
+        Ok(Self {
+            file,
+            memory_at,
+            memory_len,
+            state,
+            image,
+            layout,
+        })
+    }
+
+    /// The image that the guest runs.
+    #[must_use]
+    pub const fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Which life of its task the guest was.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.state.origin.boot.generation
+    }
+
+    /// Bytes of a clone's memory, if it touches all of it.
+    #[must_use]
+    pub const fn memory(&self) -> u64 {
+        self.memory_len
+    }
+}
+
+impl Machine {
+    /// Makes a guest that goes on where the snapshot's stood, its call answered.
+    /// `backends` stand behind the devices that the image's manifest declares, in that
+    /// order. Its connections are reset; its clock goes on.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`]. Nothing stays behind.
+    pub fn restore(
+        hypervisor: &Hypervisor,
+        snapshot: &Snapshot,
+        config: RestoreConfig,
+        backends: Vec<Backend>,
+    ) -> Result<Self, RestoreError> {
+        let Snapshot {
+            state,
+            image,
+            layout,
+            ..
+        } = snapshot;
+        let declared = image.manifest().devices.iter().map(|device| device.kind);
+        if !declared.eq(backends.iter().map(Backend::kind)) {
+            return Err(Error::Defect("back ends that are not the manifest's").into());
+        }
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(Error::Entropy)?;
+        let mut origin = state.origin.clone();
+        origin.boot.generation = config.generation;
+
+        let memory = GuestMemory::on_file(snapshot.memory_len, &snapshot.file, snapshot.memory_at)?;
+        let system = system_page(layout);
+        let start = Start {
+            registers: state.registers.kvm(),
+            is_supervisor: false,
+        };
+        let (vm, vcpu) = assemble(hypervisor, layout, memory, &system, &start)?;
+        vcpu.set_fpu(&state.fpu)?;
+        let clock = time::clock_going_on(vcpu.tsc_khz()?, state.monotonic_ns)
+            .ok_or(RestoreError::TooYoung)?;
+        boot::populate_host(vm.memory(), layout, 0);
+        boot::fill_system(vm.memory(), layout, &system)?;
+        boot::fill(vm.memory(), layout, image, &origin, clock, seed)?;
+        let pages = layout.device_pages().map(|(_, gpa)| gpa);
+        let mut devices = Devices::offer(backends, vm.memory(), pages)?;
+        let space = AddressSpace::new(&layout.mappings);
+        devices
+            .go_on(&state.devices, vm.memory(), &space)
+            .map_err(|(device, fault)| RestoreError::Device { device, fault })?;
+        Ok(Self {
+            vcpu,
+            vm,
+            layout: Arc::clone(layout),
+            space,
+            clock,
+            devices,
+            cpu: Arc::clone(hypervisor.cpu()),
+            origin,
+            standing: Standing::Interrupted,
+            hvt: None,
+        })
+    }
+}
