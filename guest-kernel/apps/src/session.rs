@@ -1,7 +1,8 @@
 //! Values under keys in memory, for clients of HTTP on port 80, that outlive the version
 //! which keeps them: each hands them over to the next.
 //!
-//! `PUT`, `GET` and `DELETE` of `/k/KEY`, `GET /k` for all keys, and `GET /version`.
+//! `PUT`, `GET` and `DELETE` of `/k/KEY`, `GET /k` for all keys, `GET /version`, and
+//! `GET /token` for a random number.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -15,7 +16,7 @@ use picoserve::Router;
 use picoserve::response::StatusCode;
 use picoserve::routing::{get, parse_path_segment};
 use wharf::stream::{self, Error, TcpListener};
-use wharf::upgrade;
+use wharf::{random, upgrade};
 
 /// Bytes of all keys and values together, at most.
 const ROOM: usize = 512 << 10;
@@ -67,10 +68,16 @@ pub async fn serve<F: Format>() -> Result<(), Error> {
             .collect::<String>()
     });
     let version = get(|| async { F::VERSION });
+    let token = get(|| async {
+        let mut bytes = [0; 8];
+        random::fill(&mut bytes);
+        format!("{:016x}", u64::from_le_bytes(bytes))
+    });
     let router = Router::new()
         .route(key, one)
         .route("/k", all)
-        .route("/version", version);
+        .route("/version", version)
+        .route("/token", token);
 
     stream::picoserve::serve(TcpListener::bind(80)?, router).await
 }

@@ -51,25 +51,26 @@ impl TryCryptoRng for Rng {}
 static GENERATOR: Mutex<RefCell<Option<Seeded>>> = Mutex::new(RefCell::new(None));
 
 fn draw<T>(from: impl FnOnce(&mut ChaCha20Rng) -> T) -> T {
-    let (generation, seed) = boot::seed();
+    let seed = boot::seed();
     critical_section::with(|cs| {
         let mut slot = GENERATOR.borrow_ref_mut(cs);
-        from(&mut Seeded::current(&mut slot, generation, &seed).numbers)
+        from(&mut Seeded::current(&mut slot, &seed).numbers)
     })
 }
 
-/// A generator and the generation of the guest whose seed it has.
+/// A generator and its seed.
 struct Seeded {
-    generation: u64,
+    seed: [u8; 32],
     numbers: ChaCha20Rng,
 }
 
 impl Seeded {
-    /// The generator of this generation: the one there is, or a new one.
-    fn current<'a>(slot: &'a mut Option<Self>, generation: u64, seed: &[u8; 32]) -> &'a mut Self {
-        slot.take_if(|seeded| seeded.generation != generation);
+    /// The generator of this seed: the one there is, or a new one in a guest that goes on
+    /// as a clone. Clones may have the same generation, and never the same seed.
+    fn current<'a>(slot: &'a mut Option<Self>, seed: &[u8; 32]) -> &'a mut Self {
+        slot.take_if(|seeded| seeded.seed != *seed);
         slot.get_or_insert_with(|| Self {
-            generation,
+            seed: *seed,
             numbers: ChaCha20Rng::from_seed(*seed),
         })
     }
@@ -82,16 +83,12 @@ mod tests {
     use super::Seeded;
 
     #[test]
-    fn a_generation_goes_on_with_its_numbers_and_a_new_one_starts_over() {
+    fn a_guest_goes_on_with_its_numbers_and_a_clone_has_its_own() {
         let mut slot = None;
-        let mut draw = |generation, seed| {
-            Seeded::current(&mut slot, generation, &[seed; 32])
-                .numbers
-                .next_u64()
-        };
-        let first = draw(1, 7);
-        assert_ne!(draw(1, 7), first);
-        assert_ne!(draw(2, 8), first);
-        assert_eq!(draw(3, 7), first);
+        let mut draw = |seed| Seeded::current(&mut slot, &[seed; 32]).numbers.next_u64();
+        let first = draw(7);
+        assert_ne!(draw(7), first);
+        assert_ne!(draw(8), first);
+        assert_eq!(draw(7), first);
     }
 }

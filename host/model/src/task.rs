@@ -179,6 +179,12 @@ impl Task {
         self.is_ready
     }
 
+    /// Whether it was told to end, and has not.
+    #[must_use]
+    pub const fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
+    }
+
     /// Whether it would hand over if it were asked to.
     #[must_use]
     pub const fn hands_over(&self) -> bool {

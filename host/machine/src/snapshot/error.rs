@@ -152,7 +152,9 @@ pub enum RestoreError {
     )]
     TooYoung,
     /// A device's page does not say what it said.
-    #[error("device {device} cannot go on where the snapshot's did: take a new snapshot")]
+    #[error(
+        "device {device} is not what the snapshot's guest set up: attach it as it was, written to or read-only, or take a new snapshot"
+    )]
     Device {
         /// Its place in the device table.
         device: usize,

@@ -29,7 +29,7 @@ use std::path::Path;
 use wharf_abi::Answer;
 
 pub use error::{RestoreError, SaveError, SnapshotError, Unusable, WriteError};
-pub use restore::{RestoreConfig, Snapshot};
+pub use restore::{Prepared, RestoreConfig, Snapshot};
 pub use state::Cpu;
 use state::{Registers, State};
 

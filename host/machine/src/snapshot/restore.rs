@@ -5,16 +5,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::file::{self, Opened};
-use super::state::State;
+use super::state::{Cpu, State};
 use super::{RestoreError, SnapshotError, Unusable};
-use crate::boot;
+use crate::boot::{self, BootConfig};
 use crate::device::{Backend, Devices};
 use crate::image::Image;
 use crate::layout::Layout;
 use crate::machine::{Hypervisor, Machine, Standing, assemble, system_page};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Vm};
 use crate::space::AddressSpace;
-use crate::vcpu::Start;
+use crate::vcpu::{Start, Vcpu};
 use crate::{Error, time};
 
 /// A snapshot that was found good, of which guests can be made.
@@ -24,8 +24,19 @@ pub struct Snapshot {
     memory_at: u64,
     memory_len: u64,
     state: State,
-    image: Image,
+    image: Arc<Image>,
     layout: Arc<Layout>,
+}
+
+/// A guest made of a snapshot, but for what sets it apart from others: its generation,
+/// its random seed, its clock and its devices. Who keeps some has a guest at once.
+#[derive(Debug)]
+pub struct Prepared {
+    // Declared, and so dropped, before its VM.
+    vcpu: Vcpu,
+    vm: Vm,
+    snapshot: Arc<Snapshot>,
+    cpu: Arc<Cpu>,
 }
 
 /// What a clone gets besides its snapshot.
@@ -71,14 +82,14 @@ impl Snapshot {
             memory_at,
             memory_len,
             state,
-            image,
+            image: Arc::new(image),
             layout,
         })
     }
 
     /// The image that the guest runs.
     #[must_use]
-    pub const fn image(&self) -> &Image {
+    pub const fn image(&self) -> &Arc<Image> {
         &self.image
     }
 
@@ -88,10 +99,10 @@ impl Snapshot {
         self.state.origin.boot.generation
     }
 
-    /// Bytes of a clone's memory, if it touches all of it.
+    /// What the guest was booted with.
     #[must_use]
-    pub const fn memory(&self) -> u64 {
-        self.memory_len
+    pub const fn boot(&self) -> &BootConfig {
+        &self.state.origin.boot
     }
 }
 
@@ -105,25 +116,22 @@ impl Machine {
     /// [`RestoreError`]. Nothing stays behind.
     pub fn restore(
         hypervisor: &Hypervisor,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         config: RestoreConfig,
         backends: Vec<Backend>,
     ) -> Result<Self, RestoreError> {
-        let Snapshot {
-            state,
-            image,
-            layout,
-            ..
-        } = snapshot;
-        let declared = image.manifest().devices.iter().map(|device| device.kind);
-        if !declared.eq(backends.iter().map(Backend::kind)) {
-            return Err(Error::Defect("back ends that are not the manifest's").into());
-        }
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(Error::Entropy)?;
-        let mut origin = state.origin.clone();
-        origin.boot.generation = config.generation;
+        Prepared::new(hypervisor, snapshot)?.start(config, backends)
+    }
+}
 
+impl Prepared {
+    /// Makes VM and vCPU over the snapshot's memory.
+    ///
+    /// # Errors
+    ///
+    /// When KVM or the host's memory is at its limits. Nothing stays behind.
+    pub fn new(hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>) -> Result<Self, Error> {
+        let Snapshot { state, layout, .. } = snapshot.as_ref();
         let memory = GuestMemory::on_file(snapshot.memory_len, &snapshot.file, snapshot.memory_at)?;
         let system = system_page(layout);
         let start = Start {
@@ -132,10 +140,54 @@ impl Machine {
         };
         let (vm, vcpu) = assemble(hypervisor, layout, memory, &system, &start)?;
         vcpu.set_fpu(&state.fpu)?;
-        let clock = time::clock_going_on(vcpu.tsc_khz()?, state.monotonic_ns)
-            .ok_or(RestoreError::TooYoung)?;
         boot::populate_host(vm.memory(), layout, 0);
         boot::fill_system(vm.memory(), layout, &system)?;
+        Ok(Self {
+            vcpu,
+            vm,
+            snapshot: Arc::clone(snapshot),
+            cpu: Arc::clone(hypervisor.cpu()),
+        })
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Gives it what it lacks, as [`Machine::restore`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoreError`]. Nothing stays behind.
+    pub fn start(
+        self,
+        config: RestoreConfig,
+        backends: Vec<Backend>,
+    ) -> Result<Machine, RestoreError> {
+        let Self {
+            vcpu,
+            vm,
+            snapshot,
+            cpu,
+        } = self;
+        let Snapshot {
+            state,
+            image,
+            layout,
+            ..
+        } = snapshot.as_ref();
+        let declared = image.manifest().devices.iter().map(|device| device.kind);
+        if !declared.eq(backends.iter().map(Backend::kind)) {
+            return Err(Error::Defect("back ends that are not the manifest's").into());
+        }
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).map_err(Error::Entropy)?;
+        let mut origin = state.origin.clone();
+        origin.boot.generation = config.generation;
+        let clock = time::clock_going_on(vcpu.tsc_khz()?, state.monotonic_ns)
+            .ok_or(RestoreError::TooYoung)?;
         boot::fill(vm.memory(), layout, image, &origin, clock, seed)?;
         let pages = layout.device_pages().map(|(_, gpa)| gpa);
         let mut devices = Devices::offer(backends, vm.memory(), pages)?;
@@ -143,14 +195,14 @@ impl Machine {
         devices
             .go_on(&state.devices, vm.memory(), &space)
             .map_err(|(device, fault)| RestoreError::Device { device, fault })?;
-        Ok(Self {
+        Ok(Machine {
             vcpu,
             vm,
             layout: Arc::clone(layout),
             space,
             clock,
             devices,
-            cpu: Arc::clone(hypervisor.cpu()),
+            cpu,
             origin,
             standing: Standing::Interrupted,
             hvt: None,

@@ -31,6 +31,7 @@ mod meters;
 mod policies;
 mod spec;
 mod supervisor;
+mod templates;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -49,8 +50,9 @@ use wharf_policy::Slots;
 use crate::net::{Acceptor, Board, NetError, Switch};
 use console::Consoles;
 use events::EventLog;
-use protocol::{Command, NoSuchTask, Reply, Selector, TaskStatus, UpgradeStatus};
-pub use spec::{CellConfig, LogFile, PolicySpec, TaskSpec};
+use protocol::{Command, NoSuchTask, Reply, Selector, SnapshotStatus, TaskStatus, UpgradeStatus};
+pub use spec::{CellConfig, Clones, LogFile, PolicySpec, TaskSpec};
+use templates::Templates;
 
 /// The cell could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -85,13 +87,13 @@ pub enum PolicyError {
     Swap(#[from] wharf_policy::SwapRefusal),
 }
 
-/// An upgrade was not begun.
+/// Something that takes its time was not begun, or not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum UpgradeRefusal {
-    /// There is nothing to upgrade.
+pub enum TaskRefusal {
+    /// There is nothing to do it to.
     #[error(transparent)]
     NoSuchTask(#[from] NoSuchTask),
-    /// It cannot be upgraded now.
+    /// It cannot be done now.
     #[error("{0}")]
     Denied(String),
 }
@@ -115,6 +117,7 @@ struct Shared {
     hypervisor: Arc<Hypervisor>,
     slots: Arc<Slots>,
     board: Arc<Board>,
+    templates: Arc<Templates>,
     /// What guests send frames to each other through.
     switch: Arc<Switch>,
 }
@@ -162,8 +165,10 @@ impl Cell {
         let (requests, inbox) = bounded(64);
         let over = Arc::new(AtomicBool::new(false));
         let told = (Arc::clone(&events), Arc::clone(&over));
+        let templates = Templates::start(&hypervisor, &config.tasks)?;
         let shared = Shared {
             hypervisor,
+            templates,
             slots: Arc::clone(&slots),
             board: Arc::clone(acceptor.board()),
             switch: Arc::default(),
@@ -231,11 +236,7 @@ impl Cell {
     /// # Errors
     ///
     /// When it means nothing, or nothing that can be upgraded now.
-    pub fn upgrade(
-        &self,
-        selector: &Selector,
-        image: &Path,
-    ) -> Result<UpgradeStatus, UpgradeRefusal> {
+    pub fn upgrade(&self, selector: &Selector, image: &Path) -> Result<UpgradeStatus, TaskRefusal> {
         let (selector, image) = (selector.clone(), image.to_owned());
         self.begin_upgrade(Command::Upgrade { selector, image })
     }
@@ -245,7 +246,7 @@ impl Cell {
     /// # Errors
     ///
     /// As [`Cell::upgrade`], and when there was none.
-    pub fn rollback(&self, selector: &Selector) -> Result<UpgradeStatus, UpgradeRefusal> {
+    pub fn rollback(&self, selector: &Selector) -> Result<UpgradeStatus, TaskRefusal> {
         self.begin_upgrade(Command::Rollback(selector.clone()))
     }
 
@@ -258,12 +259,29 @@ impl Cell {
         }
     }
 
-    fn begin_upgrade(&self, command: Command) -> Result<UpgradeStatus, UpgradeRefusal> {
+    /// Writes a replica into a file, from which others can be made; it goes on. Returns
+    /// when the file is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// When the selector means nothing, or not one replica that can be frozen now, or
+    /// the file cannot be written.
+    pub fn snapshot(
+        &self,
+        selector: &Selector,
+        file: &Path,
+    ) -> Result<SnapshotStatus, TaskRefusal> {
+        let (selector, file) = (selector.clone(), file.to_owned());
+        match self.ask(Command::Snapshot { selector, file }) {
+            Some(Reply::Snapshot(status)) => Ok(status),
+            other => Err(refusal(other)),
+        }
+    }
+
+    fn begin_upgrade(&self, command: Command) -> Result<UpgradeStatus, TaskRefusal> {
         match self.ask(command) {
             Some(Reply::Upgrading(status)) => Ok(status),
-            Some(Reply::Refused(refusal)) => Err(refusal.into()),
-            Some(Reply::Denied(reason)) => Err(UpgradeRefusal::Denied(reason)),
-            _ => Err(UpgradeRefusal::Denied("the host is ending".to_owned())),
+            other => Err(refusal(other)),
         }
     }
 
@@ -312,5 +330,14 @@ impl Cell {
                 Err(_) => return None,
             }
         }
+    }
+}
+
+/// Why there is another answer than the one that was hoped for.
+fn refusal(reply: Option<Reply>) -> TaskRefusal {
+    match reply {
+        Some(Reply::Refused(refusal)) => refusal.into(),
+        Some(Reply::Denied(reason)) => TaskRefusal::Denied(reason),
+        _ => TaskRefusal::Denied("the host is ending".to_owned()),
     }
 }

@@ -38,6 +38,15 @@ pub enum Command {
     Rollback(Selector),
     /// Show every upgrade that is kept; answered by [`Reply::Upgrades`].
     Upgrades,
+    /// Write what this means, one replica, into a file; answered when that is done, by
+    /// [`Reply::Snapshot`].
+    Snapshot {
+        /// What is to be frozen.
+        selector: Selector,
+        /// The file that is made, or replaced.
+        #[serde(with = "crate::path")]
+        file: PathBuf,
+    },
     /// End everything; a second time, at once. Answered when that has begun.
     Down,
 }
@@ -54,6 +63,8 @@ pub enum Reply {
     Upgrading(UpgradeStatus),
     /// Every upgrade that is kept, the oldest first.
     Upgrades(Vec<UpgradeStatus>),
+    /// A snapshot is written.
+    Snapshot(SnapshotStatus),
     /// It cannot be done, and nothing is.
     Refused(NoSuchTask),
     /// It cannot be done now, for this reason, and nothing is.
@@ -158,6 +169,23 @@ pub struct UpgradeStatus {
     pub reason: Option<String>,
 }
 
+/// A snapshot that was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotStatus {
+    /// The replica that was frozen, as `web.0`; it goes on.
+    pub task: String,
+    /// Which life of it.
+    pub generation: u64,
+    /// The file.
+    pub file: String,
+    /// Bytes of the guest's memory that are in it.
+    pub memory_bytes: u64,
+    /// For how long the guest stood still, in nanoseconds.
+    pub pause_ns: u64,
+    /// How long it took in all, in nanoseconds.
+    pub took_ns: u64,
+}
+
 /// One replica of a task, as `wharf ps` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TaskStatus {
@@ -250,6 +278,8 @@ pub enum EventKind {
     BackingOff,
     /// A replica went to another worker.
     Moved,
+    /// A snapshot of it was written.
+    Snapshotted,
     /// Another version of a task is to take its place.
     UpgradeBegun,
     /// It has got another part of the connections.
@@ -280,7 +310,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Started,
         Self::StartFailed,
         Self::Exited,
@@ -288,6 +318,7 @@ impl EventKind {
         Self::Stopped,
         Self::BackingOff,
         Self::Moved,
+        Self::Snapshotted,
         Self::UpgradeBegun,
         Self::UpgradeShared,
         Self::Upgraded,
@@ -314,6 +345,7 @@ impl EventKind {
             Self::Stopped => "stopped",
             Self::BackingOff => "backing-off",
             Self::Moved => "moved",
+            Self::Snapshotted => "snapshotted",
             Self::UpgradeBegun => "upgrade-begun",
             Self::UpgradeShared => "upgrade-shared",
             Self::Upgraded => "upgraded",

@@ -35,6 +35,8 @@ pub struct TaskSpec {
     /// Its image's file, which is read again at each start.
     #[serde(with = "path")]
     pub image: PathBuf,
+    /// When that file is a snapshot, whose clones its lives are: what boots them is in it.
+    pub clones: Option<Clones>,
     /// Memory and arguments.
     pub boot: BootConfig,
     /// How many of it, at least one.
@@ -71,6 +73,13 @@ impl TaskSpec {
             joins: self.joins.as_deref(),
         }
     }
+}
+
+/// A task's lives go on where a snapshot was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clones {
+    /// How many are kept ready, so that a start need not make one.
+    pub warm: u32,
 }
 
 /// A file that console output is appended to. At `size` it is renamed to

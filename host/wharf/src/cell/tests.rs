@@ -17,10 +17,10 @@ use wharf_policy::{OnFault, SlotConfig};
 
 use super::console::Piece;
 use super::protocol::{
-    Beside, Command, Event, EventKind, NoSuchTask, Reply, TaskState, TaskStatus, UpgradeState,
-    UpgradeStatus,
+    Beside, Command, Event, EventKind, NoSuchTask, Reply, SnapshotStatus, TaskState, TaskStatus,
+    UpgradeState, UpgradeStatus,
 };
-use super::{CellConfig, LogFile, PolicySpec, TaskSpec};
+use super::{CellConfig, Clones, LogFile, PolicySpec, TaskSpec};
 use crate::device::{Block, BlockMode, Medium};
 use crate::net::Publish;
 
@@ -96,6 +96,7 @@ fn task(restart: Restart) -> TaskSpec {
         name: "web".to_owned(),
         // Latin-1, from before all was UTF-8.
         image: Path::new(OsStr::from_bytes(b"/caf\xe9/web.elf")).to_owned(),
+        clones: Some(Clones { warm: u32::MAX }),
         boot: BootConfig {
             memory: u64::MAX,
             args: Args::new(["", "--greeting", "\"é\\\n", ""]).unwrap(),
@@ -162,6 +163,10 @@ fn every_command_survives() {
         },
         Command::Rollback("web".parse().unwrap()),
         Command::Upgrades,
+        Command::Snapshot {
+            selector: "web.0".parse().unwrap(),
+            file: Path::new(OsStr::from_bytes(b"/caf\xe9/web.snap")).to_owned(),
+        },
         Command::Down,
     ]);
 }
@@ -191,6 +196,14 @@ fn every_reply_survives() {
         Reply::Begun,
         Reply::Upgrading(upgrade(UpgradeState::Running)),
         Reply::Upgrades(upgrades.map(upgrade).to_vec()),
+        Reply::Snapshot(SnapshotStatus {
+            task: AWKWARD.to_owned(),
+            generation: u64::MAX,
+            file: AWKWARD.to_owned(),
+            memory_bytes: u64::MAX,
+            pause_ns: 0,
+            took_ns: u64::MAX,
+        }),
         Reply::Denied(AWKWARD.to_owned()),
         Reply::Refused(NoSuchTask {
             selector: "web.1".parse().unwrap(),
@@ -236,6 +249,7 @@ fn what_a_cell_is_started_with_survives() {
     all_there_and_back(&modes);
     let policies = slots.map(|slot| on_faults.map(|on_fault| policy(slot, on_fault)));
     let bare = TaskSpec {
+        clones: None,
         boot: BootConfig::default(),
         log: None,
         labels: BTreeMap::new(),

@@ -75,7 +75,7 @@ const fn shade(kind: EventKind) -> Option<AnsiColor> {
             Some(AnsiColor::Yellow)
         }
         EventKind::Upgraded => Some(AnsiColor::Green),
-        EventKind::UpgradeBegun | EventKind::UpgradeShared => None,
+        EventKind::UpgradeBegun | EventKind::UpgradeShared | EventKind::Snapshotted => None,
         EventKind::Exited | EventKind::Stopped | EventKind::Moved | EventKind::Down => None,
         EventKind::PolicySwapped | EventKind::PolicyConfirmed => Some(AnsiColor::Green),
         EventKind::PolicyStruck | EventKind::PolicyRestored | EventKind::PolicyRolledBack => {

@@ -19,6 +19,7 @@ mod policy;
 mod ps;
 mod restart;
 mod run;
+mod snapshot;
 mod stop;
 mod table;
 mod top;
@@ -126,6 +127,12 @@ enum Host {
     Upgrade(upgrade::Upgrade),
     /// Put the version before the last upgrade in place again, with the state of now
     Rollback(upgrade::Rollback),
+    /// Freeze a task into a file, and have it go on
+    ///
+    /// Others are made of the file by `wharf run --from FILE` and by `from = "FILE"` in a
+    /// task; each has the image, the memory and the arguments of this one, and random
+    /// numbers of its own.
+    Snapshot(snapshot::Args),
     /// Show what happened: starts, ends, faults
     Events(events::Args),
     /// Watch what tasks use, the busiest first
@@ -220,6 +227,7 @@ pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8
         Host::Restart(args) => restart::run(&args),
         Host::Upgrade(args) => upgrade::run(&args, progress),
         Host::Rollback(args) => upgrade::roll_back(&args),
+        Host::Snapshot(args) => snapshot::run(&args),
         Host::Events(args) => events::run(&args),
         Host::Top(args) => top::run(&args),
         Host::Image(args) => image::run(&args, progress),
@@ -303,6 +311,8 @@ mod tests {
             "wharf restart web.1",
             "wharf upgrade web --image apps#http --no-wait --json",
             "wharf rollback web.0",
+            "wharf snapshot web.0 web.snap --json",
+            "wharf run --from web.snap --publish 8080:80",
             "wharf down --no-wait",
             "wharf events -f --json",
             "wharf top --json",

@@ -10,7 +10,8 @@ use anyhow::bail;
 use clap::ValueHint;
 use wharf_machine::image::Image;
 use wharf_machine::layout::MEMORY_DEFAULT;
-use wharf_machine::{Args as GuestArgs, BootConfig};
+use wharf_machine::snapshot::Snapshot;
+use wharf_machine::{Args as GuestArgs, BootConfig, Hypervisor};
 use wharf_model::Outcome;
 
 use super::output;
@@ -19,7 +20,7 @@ use crate::cell::protocol::is_task_name;
 use crate::config::publish;
 use crate::device::{Block, BlockMode, DEVICE_NAME_MAX, Medium, is_device_name, is_disk_size};
 use crate::net::{NetDevice, Publish, SWITCH, is_tap_name};
-use crate::run::{self, RunConfig};
+use crate::run::{self, Origin, RunConfig};
 use crate::units;
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +32,7 @@ Examples:
   wharf run --memory 64MiB --timeout 5s hello.elf
   wharf run --publish 8080:80 guest-kernel/apps#http
   wharf run --block data=disk.img,size=64MiB guest-kernel/apps#disk
+  wharf run --from web.snap --publish 8080:80
   wharf run --net lan=tap0 guest-kernel/apps#ping -- 10.0.0.2/24 10.0.0.1 3
 
 Exit status: the guest's own; 139 after a fault, with a report on standard error;
@@ -38,8 +40,13 @@ Exit status: the guest's own; 139 after a fault, with a report on standard error
 wharf itself refuses or fails.")]
 pub(super) struct Args {
     /// An ELF file, or a guest's source: DIR with a Cargo.toml, or DIR#BIN
-    #[arg(value_hint = ValueHint::AnyPath)]
-    image: PathBuf,
+    #[arg(value_hint = ValueHint::AnyPath, required_unless_present = "from")]
+    image: Option<PathBuf>,
+
+    /// Go on from a snapshot, which has its image, memory and arguments in it
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
+          conflicts_with_all = ["image", "memory", "args"])]
+    from: Option<PathBuf>,
 
     /// Memory of the guest, image included [default: 32MiB]
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size)]
@@ -81,13 +88,20 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
         .into_iter()
         .map(text)
         .collect::<anyhow::Result<_>>()?;
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
+    let origin = match (args.from, args.image) {
+        (Some(file), _) => {
+            let snapshot = Snapshot::open(&Hypervisor::open()?, &file)?;
+            Origin::Snapshot(Arc::new(snapshot))
+        }
+        (None, image) => {
+            let options = BuildOptions {
+                position_independent: true,
+                progress,
+            };
+            let source = Source::find(&image.unwrap_or_default())?;
+            Origin::Image(Arc::new(Image::open(&source.image_path(options)?)?))
+        }
     };
-    let image = Arc::new(Image::open(
-        &Source::find(&args.image)?.image_path(options)?,
-    )?);
     let blocks = args.block.iter().map(|it| it.device.as_str());
     let nets = args.net.iter().map(|it| it.device.as_str());
     for (option, said_twice) in [("--block", twice(blocks)), ("--net", twice(nets))] {
@@ -108,8 +122,10 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
         publish: args.publish,
         limit: args.timeout,
     };
-    let finished = run::run(&image, &config)?;
-    let name = args.name.unwrap_or_else(|| image.manifest().name.clone());
+    let finished = run::run(&origin, &config)?;
+    let name = args
+        .name
+        .unwrap_or_else(|| origin.image().manifest().name.clone());
     let complain = |what: &dyn std::fmt::Display| output::complain(&format!("{name}: {what}"));
     if let Some(report) = finished.report {
         complain(&report);

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::ValueHint;
 use nix::sys::signal::{SigSet, Signal, raise};
+use wharf_machine::Hypervisor;
 use wharf_machine::image::Image;
+use wharf_machine::snapshot::Snapshot;
 
 use super::{host, output};
 use crate::build::{BuildOptions, Progress, Source};
@@ -169,6 +171,18 @@ fn specs(
     };
     let mut specs = Vec::new();
     for task in tasks {
+        if task.spec.clones.is_some() {
+            match opened(&task.spec.image) {
+                Ok(snapshot) => try_devices(&task.spec, snapshot.image(), routed)?,
+                Err(error) if strict => {
+                    return Err(error).with_context(|| format!("task {}", task.spec.name));
+                }
+                // It is the task's own trouble, which an event tells.
+                Err(_) => {}
+            }
+            specs.push(task.spec.clone());
+            continue;
+        }
         let built = Source::find(&task.spec.image).and_then(|source| source.image_path(options));
         let image = match built {
             Ok(image) => image,
@@ -194,11 +208,17 @@ fn specs(
     Ok(specs)
 }
 
+/// A snapshot that this machine can go on with.
+fn opened(file: &Path) -> anyhow::Result<Snapshot> {
+    Ok(Snapshot::open(&Hypervisor::open()?, file)?)
+}
+
 /// Whether what is configured of tasks goes with their images, as far as these are files:
 /// the others are not built yet.
 fn check_built(config: &Config) -> anyhow::Result<()> {
     let routed = config.policies.router.is_some();
-    for Task { spec } in &config.tasks {
+    let images = config.tasks.iter().filter(|it| it.spec.clones.is_none());
+    for Task { spec } in images {
         if let Ok(Source::Artefact(file)) = Source::find(&spec.image)
             && let Ok(image) = Image::open(&file)
         {

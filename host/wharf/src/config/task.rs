@@ -17,11 +17,13 @@ use super::log;
 use super::net;
 use super::publish;
 use super::section::{Key, Section};
-use crate::cell::TaskSpec;
 use crate::cell::protocol::is_task_name;
+use crate::cell::{Clones, TaskSpec};
 
 const NAME: Key = Key::new("name", "name = \"web\"");
 const IMAGE: Key = Key::new("image", "image = \"http.elf\"");
+const FROM: Key = Key::new("from", "from = \"http.snap\"");
+const WARM: Key = Key::new("warm", "warm = 2");
 const ARGS: Key = Key::new("args", "args = [\"--greeting\", \"hello\"]");
 const MEMORY: Key = Key::new("memory", "memory = \"32MiB\"");
 const REPLICAS: Key = Key::new("replicas", "replicas = 2");
@@ -37,6 +39,8 @@ const NET: Key = Key::new("net", "[[task.net]]");
 const KEYS: &[Key] = &[
     NAME,
     IMAGE,
+    FROM,
+    WARM,
     ARGS,
     MEMORY,
     REPLICAS,
@@ -53,6 +57,8 @@ const KEYS: &[Key] = &[
 
 const REPLICAS_MAX: u32 = 100;
 const WEIGHT_MAX: u32 = 10_000;
+/// Each is a virtual machine, and a process should not have many more than a hundred.
+const WARM_MAX: u32 = 64;
 const PAGE: u64 = 4096;
 
 const WEIGHT_DEFAULT: u32 = 100;
@@ -62,7 +68,7 @@ const GRACE_DEFAULT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     /// What a cell runs of it, but for its image: that is the file's word, which
-    /// may mean the source of one, `#BIN` included.
+    /// may mean the source of one, `#BIN` included. A snapshot is always a file.
     pub spec: TaskSpec,
 }
 
@@ -85,7 +91,7 @@ impl Task {
     ) -> Option<Self> {
         let section = field.section("a task", KEYS, found)?;
         let name = section.require(NAME, found);
-        let image = section.require(IMAGE, found);
+        let (image, clones) = read_origin(section, found);
         let (args, memory) = (section.get(ARGS), section.get(MEMORY));
         let weight = section.get(WEIGHT);
         let (restart, grace) = (section.get(RESTART), section.get(STOP_TIMEOUT));
@@ -96,6 +102,7 @@ impl Task {
                 .and_then(|it| read_name(it, claims, found))
                 .unwrap_or_default(),
             image: image.and_then(|it| it.path(found)).unwrap_or_default(),
+            clones,
             boot: BootConfig {
                 memory: memory
                     .and_then(|it| read_memory(it, found))
@@ -142,6 +149,37 @@ impl Task {
         }
         Some(Self { spec })
     }
+}
+
+/// The file that it is made of: an image, or a snapshot, which says all the rest.
+fn read_origin<'a>(
+    section: Section<'a>,
+    found: &mut Findings<'_>,
+) -> (Option<Field<'a>>, Option<Clones>) {
+    let warm = section.get(WARM);
+    let Some(from) = section.get(FROM) else {
+        if let Some(warm) = warm {
+            warm.wrong("needs a snapshot: write from = \"FILE\"", found);
+        }
+        return (section.require(IMAGE, found), None);
+    };
+    if let Some(image) = section.get(IMAGE) {
+        image.wrong("is in the snapshot: write image or from", found);
+    }
+    for said in [ARGS, MEMORY]
+        .into_iter()
+        .filter_map(|key| section.get(key))
+    {
+        said.wrong(
+            "is what it was when the snapshot was taken: take it out",
+            found,
+        );
+    }
+    let warm = warm.and_then(|it| it.number(0..=WARM_MAX, found));
+    let clones = Clones {
+        warm: warm.unwrap_or(0),
+    };
+    (Some(from), Some(clones))
 }
 
 /// Which task it is may come later in the file.

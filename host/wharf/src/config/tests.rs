@@ -10,7 +10,7 @@ use wharf_model::cell::Restart;
 use wharf_policy::OnFault;
 
 use super::{Config, ConfigError, Host, NetDevice, Policy, Publish, Task};
-use crate::cell::{LogFile, TaskSpec};
+use crate::cell::{Clones, LogFile, TaskSpec};
 use crate::device::{Block, BlockMode, Medium};
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -161,6 +161,20 @@ fn every_key_of_the_contract_is_read() {
 }
 
 #[test]
+fn a_task_is_made_of_a_snapshot() {
+    let text = "[[task]]\nname = \"a\"\nfrom = \"a.snap\"\nwarm = 3\n\
+                [[task]]\nname = \"b\"\nfrom = \"/b#c\"\n";
+    let config = Config::parse(text, Path::new("/srv/cell/wharf.toml")).unwrap();
+    let [a, b] = config.tasks.as_slice() else {
+        panic!("{:?}", config.tasks);
+    };
+    assert_eq!(a.spec.image, Path::new("/srv/cell/a.snap"));
+    assert_eq!(a.spec.clones, Some(Clones { warm: 3 }));
+    assert_eq!(b.spec.image, Path::new("/b#c"));
+    assert_eq!(b.spec.clones, Some(Clones { warm: 0 }));
+}
+
+#[test]
 fn what_is_not_written_has_a_default() {
     let text = task("log = { file = \"./web.log\" }");
     let config = parse(&text).unwrap();
@@ -283,6 +297,26 @@ fn each_mistake_is_told_with_its_place_and_the_way_out() {
             "5:11: workers 0 is out of range: write 1 to 256",
         ),
         (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nfrom = \"s\"",
+            "3:9: image is in the snapshot: write image or from",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nfrom = \"s\"\nargs = [\"x\"]",
+            "4:8: args is what it was when the snapshot was taken: take it out",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nfrom = \"s\"\nmemory = \"1MiB\"",
+            "4:10: memory is what it was when the snapshot was taken: take it out",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nfrom = \"s\"\nwarm = 65",
+            "4:8: warm 65 is out of range: write 0 to 64",
+        ),
+        (
+            "[[task]]\nname = \"a\"\nimage = \"i\"\nwarm = 1",
+            "4:8: warm needs a snapshot: write from = \"FILE\"",
+        ),
+        (
             "[[task]]\nname = \"a\"\nimage = \"i\"\n[host]\nworkers = 257",
             "5:11: workers 257 is out of range: write 1 to 256",
         ),
@@ -300,7 +334,7 @@ fn each_mistake_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "[[task]]\nname = \"a\"\nimage = \"i\"\nhost = 1",
-            "4:1: unknown key \"host\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block, net",
+            "4:1: unknown key \"host\": a task takes name, image, from, warm, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block, net",
         ),
         (
             "[[task]]\nname = \"a\"\nimage = \"i\"\n[policy.sheduler]\nplugin = \"p\"",
@@ -382,7 +416,7 @@ fn each_mistake_in_a_task_is_told_with_its_place_and_the_way_out() {
         ),
         (
             "colour = \"red\"",
-            "4:1: unknown key \"colour\": a task takes name, image, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block, net",
+            "4:1: unknown key \"colour\": a task takes name, image, from, warm, args, memory, replicas, weight, restart, stop-timeout, publish, joins, labels, log, block, net",
         ),
         (
             "args = \"a\"",

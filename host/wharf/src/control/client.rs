@@ -20,8 +20,9 @@ use super::lines::Lines;
 use super::policies::{PolicyStatus, RollbackReport, SwapReport, SwapRequest};
 use super::problem::Problem;
 use super::resources::{ConsolePiece, HostStatus};
+use super::snapshots::SnapshotRequest;
 use super::upgrades::UpgradeRequest;
-use crate::cell::protocol::{Event, Selector, TaskStatus, UpgradeStatus};
+use crate::cell::protocol::{Event, Selector, SnapshotStatus, TaskStatus, UpgradeStatus};
 
 /// How long a host may take to begin an answer. It needs microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -179,6 +180,21 @@ impl Client {
     /// When the host is not reached, or knows nothing of it.
     pub fn upgrade_status(&self, id: u64) -> Result<UpgradeStatus, ClientError> {
         self.call(Method::GET, &format!("/v1/upgrades/{id}"))
+    }
+
+    /// Freezes one replica into a file, by its absolute path.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or refuses.
+    pub fn snapshot(
+        &self,
+        selector: &Selector,
+        request: &SnapshotRequest,
+    ) -> Result<SnapshotStatus, ClientError> {
+        let body = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
+        let uri = format!("/v1/tasks/{selector}/snapshot");
+        self.call_with(Method::POST, &uri, body.into(), TRIAL_PATIENCE)
     }
 
     /// Begins to end the host.

@@ -72,6 +72,10 @@ pub(crate) fn cell_of(mut tasks: Vec<TaskStatus>) -> (Cell, Vec<Arc<ConsoleRing>
                     let denied = format!("{selector} cannot be upgraded in a test");
                     Reply::Denied(denied)
                 }
+                Command::Snapshot { selector, file } => {
+                    let file = file.display();
+                    Reply::Denied(format!("{selector} is not written to {file} in a test"))
+                }
                 Command::Upgrades => Reply::Upgrades(Vec::new()),
                 Command::Down => {
                     log.add(None, 0, EventKind::Down, String::new());

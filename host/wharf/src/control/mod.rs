@@ -27,6 +27,7 @@ mod problem;
 mod resources;
 mod routes;
 mod server;
+mod snapshots;
 mod socket;
 mod upgrades;
 
@@ -44,6 +45,7 @@ pub use policies::{BUILT_IN, PolicyStatus, RollbackReport, ShadowReport, SwapRep
 pub use resources::{ConsolePiece, HostStatus};
 pub use routes::openapi;
 pub use server::{ServeConfig, Server, Serving};
+pub use snapshots::SnapshotRequest;
 pub use upgrades::UpgradeRequest;
 
 /// Where the socket is when nobody says otherwise: `wharf.sock` in the user's

@@ -13,7 +13,6 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 use utoipa::ToSchema;
 use wharf_model::policy::SlotName;
 use wharf_model::policy::slot::State as Standing;
@@ -24,7 +23,7 @@ use wharf_policy::{
 
 use super::app::App;
 use super::feed::{self, Feed, push_line};
-use super::problem::{Asked, Problem, read_body};
+use super::problem::{Asked, Problem, aside, read_body};
 use super::resources::TraceQuery;
 
 /// How long a shadow waits for questions, when nobody says.
@@ -183,9 +182,11 @@ pub(super) async fn swap(
     // This is dropped with the connection, too.
     let waiting = Waiting::default();
     let given_up = Arc::clone(&waiting.given_up);
-    aside(move || do_swap(&slots, slot, &request, given_up))
-        .await?
-        .map(Json)
+    aside("policy change", move || {
+        do_swap(&slots, slot, &request, given_up)
+    })
+    .await?
+    .map(Json)
 }
 
 /// Put back what was in a slot before
@@ -204,7 +205,7 @@ pub(super) async fn rollback(
 ) -> Result<Json<RollbackReport>, Problem> {
     let slots = Arc::clone(app.cell.slots());
     let done: Result<RolledBack, RollbackRefusal> =
-        aside(move || slots.slot(slot).rollback()).await?;
+        aside("policy change", move || slots.slot(slot).rollback()).await?;
     done.map(|it| {
         Json(RollbackReport {
             old: it.old,
@@ -351,23 +352,6 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         self.given_up.store(true, Ordering::Relaxed);
     }
-}
-
-/// Does what takes long on a thread of its own, which ends with the process if not
-/// before; the one thread that serves goes on meanwhile.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    let broken = |error: &dyn std::fmt::Display| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-    };
-    let (done, result) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("policy change".to_owned())
-        .spawn(move || {
-            // Who asked may have gone; what is not a shadow is done all the same.
-            let _ = done.send(work());
-        })
-        .map_err(|e| broken(&e))?;
-    result.await.map_err(|e| broken(&e))
 }
 
 fn conflict(error: &dyn std::error::Error) -> Problem {

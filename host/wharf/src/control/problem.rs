@@ -7,6 +7,7 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use crate::cell::protocol::{NoSuchTask, Selector};
@@ -61,6 +62,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Chosen {
             .map_err(|rejection| refuse(&rejection.body_text()))?;
         text.parse().map(Self).map_err(|error| refuse(&error))
     }
+}
+
+/// Does what takes long on a thread of its own, which ends with the process if not
+/// before; the one thread that serves goes on meanwhile.
+pub(super) async fn aside<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    let broken = |error: &dyn std::fmt::Display| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    };
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new()
+        .name(what.to_owned())
+        .spawn(move || {
+            // Who asked may have gone; it is done all the same.
+            let _ = done.send(work());
+        })
+        .map_err(|e| broken(&e))?;
+    result.await.map_err(|e| broken(&e))
 }
 
 /// The body of a request, which is to be a `what`.

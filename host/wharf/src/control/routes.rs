@@ -22,6 +22,7 @@ use super::metrics;
 use super::policies;
 use super::problem::{Asked, Chosen, Problem};
 use super::resources::{ConsolePiece, ConsoleQuery, EventsQuery, HostStatus};
+use super::snapshots;
 use super::upgrades;
 use crate::cell::protocol::{Event, TaskStatus};
 
@@ -76,6 +77,7 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(upgrades::rollback))
         .routes(routes!(upgrades::upgrades))
         .routes(routes!(upgrades::upgrade_of))
+        .routes(routes!(snapshots::snapshot))
         .routes(routes!(policies::policies))
         .routes(routes!(policies::swap))
         .routes(routes!(policies::rollback))

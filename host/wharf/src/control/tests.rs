@@ -126,6 +126,11 @@ fn a_bad_request_is_refused_and_changes_nothing() {
         ("POST /v1/tasks/a%20b/stop", 400, "\\\"a b\\\" is no task"),
         ("POST /v1/tasks/web.x/stop", 400, "\\\"web.x\\\" is no task"),
         ("GET /v1/tasks/%ff", 400, "UTF-8"),
+        (
+            "POST /v1/tasks/web/snapshot",
+            400,
+            "the body is no snapshot",
+        ),
         ("GET /v1/tasks/web/console?tail=-1", 400, "tail"),
         ("GET /v1/tasks/web/console?follow=maybe", 400, "follow"),
         ("GET /v1/events?after=x", 400, "after"),

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 
 use super::app::App;
 use super::problem::{Chosen, Problem, read_body};
-use crate::cell::UpgradeRefusal;
+use crate::cell::TaskRefusal;
 use crate::cell::protocol::UpgradeStatus;
 
 /// What is to run in place of what does.
@@ -23,11 +23,11 @@ pub struct UpgradeRequest {
     pub image: PathBuf,
 }
 
-impl From<UpgradeRefusal> for Problem {
-    fn from(refusal: UpgradeRefusal) -> Self {
+impl From<TaskRefusal> for Problem {
+    fn from(refusal: TaskRefusal) -> Self {
         match refusal {
-            UpgradeRefusal::NoSuchTask(error) => error.into(),
-            UpgradeRefusal::Denied(reason) => Self::new(StatusCode::CONFLICT, reason),
+            TaskRefusal::NoSuchTask(error) => error.into(),
+            TaskRefusal::Denied(reason) => Self::new(StatusCode::CONFLICT, reason),
         }
     }
 }

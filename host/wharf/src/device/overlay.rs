@@ -97,8 +97,10 @@ impl<B: Disk> Disk for Overlay<B> {
         false
     }
 
+    /// As what is below can when it is written to itself: a guest finds the same device
+    /// whatever its disk's mode, and so its snapshot does.
     fn can_discard(&self) -> bool {
-        false
+        true
     }
 
     fn id(&self) -> &str {
@@ -144,8 +146,10 @@ impl<B: Disk> Disk for Overlay<B> {
         Ok(())
     }
 
-    fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    /// Lets go of what was written there. It still counts as written: what is below is
+    /// older than what the guest wrote, and nothing that it wrote.
+    fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
+        self.above.discard(at, len)
     }
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
+use wharf_machine::snapshot::{RestoreConfig, RestoreError, Snapshot};
 use wharf_machine::{BootConfig, Call, Error, Exit, Hypervisor, Machine};
 use wharf_model::policy::built_in;
 use wharf_model::{Action, Event, Instant, Outcome, Task};
@@ -34,7 +35,7 @@ use stdin::Stdin;
 /// What to run and how.
 #[derive(Clone, Debug, Default)]
 pub struct RunConfig {
-    /// Memory, arguments, generation.
+    /// Memory, arguments, generation. A snapshot has its own.
     pub boot: BootConfig,
     /// What messages call the task; none for the image's name.
     pub name: Option<String>,
@@ -106,6 +107,9 @@ pub enum RunError {
     /// KVM, memory or the image's needs.
     #[error(transparent)]
     Machine(#[from] Error),
+    /// The snapshot cannot go on.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// Signals, timers, polling.
     #[error("the kernel refused {what}")]
     System {
@@ -122,19 +126,51 @@ pub enum RunError {
     Attach(#[from] AttachError),
 }
 
-/// Runs `image` to its end.
+/// What is run.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// An image, from its entry point on.
+    Image(Arc<Image>),
+    /// A guest, from where it stood.
+    Snapshot(Arc<Snapshot>),
+}
+
+impl Origin {
+    /// What it is or was made of.
+    #[must_use]
+    pub fn image(&self) -> &Arc<Image> {
+        match self {
+            Self::Image(image) => image,
+            Self::Snapshot(snapshot) => snapshot.image(),
+        }
+    }
+}
+
+/// Runs a guest to its end.
 ///
 /// # Errors
 ///
 /// When the host cannot start or run it; what the guest does is never an error.
-pub fn run(image: &Arc<Image>, config: &RunConfig) -> Result<Finished, RunError> {
+pub fn run(origin: &Origin, config: &RunConfig) -> Result<Finished, RunError> {
+    let image = origin.image();
     let name = config.name.as_deref().unwrap_or(&image.manifest().name);
     let ports = std::iter::once((name, config.publish.as_slice()));
     let acceptor = Acceptor::start(Box::new(|it| built_in::connect(&it)), ports)?;
     let backends = attach(image, config, acceptor.board())?;
     let start = std::time::Instant::now();
     let hypervisor = Hypervisor::open()?;
-    let machine = Machine::boot(&hypervisor, image, &config.boot, backends)?;
+    let machine = match origin {
+        Origin::Image(image) => Machine::boot(&hypervisor, image, &config.boot, backends)?,
+        Origin::Snapshot(snapshot) => {
+            let generation = snapshot.generation().saturating_add(1);
+            Machine::restore(
+                &hypervisor,
+                snapshot,
+                RestoreConfig { generation },
+                backends,
+            )?
+        }
+    };
     log::info!(
         "booted {} {}",
         image.manifest().name,

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ecx, qword_ptr, rax, rdi, rsi};
@@ -228,7 +229,7 @@ impl Frozen {
         }
     }
 
-    pub(super) fn open(&self, kvm: &Hypervisor) -> Snapshot {
-        Snapshot::open(kvm, &self.path).unwrap()
+    pub(super) fn open(&self, kvm: &Hypervisor) -> Arc<Snapshot> {
+        Arc::new(Snapshot::open(kvm, &self.path).unwrap())
     }
 }

@@ -31,7 +31,7 @@ fn boot(kvm: &Hypervisor, image: &crate::image::Image, backends: Vec<Backend>) -
     Machine::boot(kvm, image, &config, backends).unwrap()
 }
 
-fn clone(kvm: &Hypervisor, snapshot: &Snapshot, generation: u64) -> Machine {
+fn clone(kvm: &Hypervisor, snapshot: &Arc<Snapshot>, generation: u64) -> Machine {
     let config = RestoreConfig { generation };
     Machine::restore(kvm, snapshot, config, Vec::new()).unwrap()
 }
@@ -57,7 +57,10 @@ fn a_guest_goes_on_where_it_was_and_so_does_the_one_it_was_taken_of() {
     let saved = machine.save(Some(Answer::ok(77))).unwrap();
     let frozen = Frozen::new(&saved, &image);
     let snapshot = frozen.open(&kvm);
-    assert_eq!((snapshot.generation(), snapshot.memory()), (1, 4 << 20));
+    assert_eq!(
+        (snapshot.generation(), snapshot.boot().memory),
+        (1, 4 << 20)
+    );
 
     to_wait(&mut machine, Some(1));
     assert_eq!((word(&machine, DATA), word(&machine, DATA + 16)), (5, 1));

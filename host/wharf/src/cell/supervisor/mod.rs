@@ -2,6 +2,7 @@
 //! socket say into events, and actions into messages to workers.
 
 mod rollout;
+mod snapshot;
 mod upgrade;
 
 use std::collections::VecDeque;
@@ -61,6 +62,7 @@ pub(super) fn start(
         last_rollout: 0,
         ongoing: Vec::new(),
         asker,
+        writers: snapshot::Writers::default(),
         _outbox: outbox,
     };
     let thread = std::thread::Builder::new()
@@ -208,6 +210,7 @@ struct Supervisor {
     last_rollout: u64,
     ongoing: Vec<Ongoing>,
     asker: Asker,
+    writers: snapshot::Writers,
     /// Keeps the channel open, so that its end never has to be told from quiet.
     _outbox: Sender<FromWorker>,
 }
@@ -257,6 +260,10 @@ impl Supervisor {
                     Err(_) => Going::Over,
                 },
                 recv(requests) -> request => match request {
+                    Ok(Request { command: Command::Snapshot { selector, file }, reply }) => {
+                        self.snapshot(selector, file, &reply);
+                        Going::On
+                    }
                     Ok(Request { command, reply }) => {
                         let (answer, going) = self.obey(command);
                         // Who asked may have gone; that changes nothing here.
@@ -299,10 +306,21 @@ impl Supervisor {
                     self.send(made.worker, ToWorker::Kill(key));
                     return Going::On;
                 }
+                let mut how = "";
                 if let Some(member) = self.members.get_mut(key.replica) {
                     member.image = Some(made.image);
+                    if let Some(cloned) = made.cloned {
+                        how = if cloned.was_warm {
+                            ", a warm clone"
+                        } else {
+                            ", a clone"
+                        };
+                        let mut spec = member.spec.as_ref().clone();
+                        spec.boot = cloned.boot;
+                        member.spec = Arc::new(spec);
+                    }
                 }
-                let detail = format!("in {} us", made.took.as_micros());
+                let detail = format!("in {} us{how}", made.took.as_micros());
                 self.record(key, EventKind::Started, detail);
                 self.tell(Fact::Booted(key))
             }
@@ -367,6 +385,8 @@ impl Supervisor {
             }
             Command::Upgrade { selector, image } => (self.upgrade(selector, &image), Going::On),
             Command::Rollback(selector) => (self.roll_back(selector), Going::On),
+            // It is answered by whoever writes it.
+            Command::Snapshot { .. } => (Reply::Begun, Going::On),
             Command::Upgrades => (Reply::Upgrades(self.upgrades()), Going::On),
             Command::Down => {
                 let all: Vec<usize> = (0..self.members.len()).collect();

@@ -56,6 +56,7 @@ impl Supervisor {
         };
         let spec = Arc::new(TaskSpec {
             image: image.to_owned(),
+            clones: None,
             ..TaskSpec::clone(&member.spec)
         });
         let to = image.display().to_string();

@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use wharf_abi::Answer;
-use wharf_machine::Machine;
 use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
+use wharf_machine::snapshot::{RestoreConfig, Saved};
+use wharf_machine::{BootConfig, Machine};
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::{Answer as Verdict, AttachVerdict, Question, SlotName};
 use wharf_model::{Action, Event, Outcome, Stop, Task};
@@ -51,6 +52,24 @@ pub(in crate::cell) struct Live {
     share: Arc<Share>,
     /// What becomes of it in an upgrade, while it is in one.
     pub(super) role: Option<Role>,
+    /// Of what it is a clone, until that is told.
+    pub(super) cloned: Option<Cloned>,
+}
+
+/// What there is to tell of a clone.
+pub(in crate::cell) struct Cloned {
+    /// What its snapshot's guest was booted with.
+    pub(in crate::cell) boot: BootConfig,
+    /// Whether it had been kept ready.
+    pub(in crate::cell) was_warm: bool,
+}
+
+/// A guest as it stood.
+pub(in crate::cell) struct Frozen {
+    pub(in crate::cell) saved: Saved,
+    pub(in crate::cell) image: Arc<Image>,
+    /// For how long it stood still.
+    pub(in crate::cell) pause: Duration,
 }
 
 /// The limits of a turn.
@@ -91,9 +110,16 @@ impl Live {
         } = birth;
         meters.set_activity(Activity::Ready);
         let line = |e: &dyn std::error::Error| crate::text::one_line(e);
-        let image = match image {
-            Some(image) => image,
-            None => Arc::new(Image::open(&spec.image).map_err(|e| line(&e))?),
+        let (image, prepared) = match (image, spec.clones) {
+            (Some(image), _) => (image, None),
+            (None, None) => (
+                Arc::new(Image::open(&spec.image).map_err(|e| line(&e))?),
+                None,
+            ),
+            (None, Some(_)) => {
+                let taken = shared.templates.take(&spec.image).map_err(|e| line(&e))?;
+                (Arc::clone(taken.0.snapshot().image()), Some(taken))
+            }
         };
         let guest = Guest {
             task: place,
@@ -120,11 +146,24 @@ impl Live {
         };
         let backends =
             route(&shared.slots, &spec.name, guest, &image, &supply).map_err(|e| line(&e))?;
-        let mut boot = spec.boot.clone();
-        boot.generation = key.generation;
-        boot.is_heir = heir_of.is_some();
-        let machine =
-            Machine::boot(&shared.hypervisor, &image, &boot, backends).map_err(|e| line(&e))?;
+        let (machine, cloned) = match prepared {
+            Some((prepared, was_warm)) => {
+                let snapshot = Arc::clone(prepared.snapshot());
+                // To the guest, its lives before the snapshot count.
+                let generation = snapshot.generation().saturating_add(key.generation);
+                let machine = prepared.start(RestoreConfig { generation }, backends);
+                let boot = snapshot.boot().clone();
+                let cloned = Cloned { boot, was_warm };
+                (machine.map_err(|e| line(&e))?, Some(cloned))
+            }
+            None => {
+                let mut boot = spec.boot.clone();
+                boot.generation = key.generation;
+                boot.is_heir = heir_of.is_some();
+                let machine = Machine::boot(&shared.hypervisor, &image, &boot, backends);
+                (machine.map_err(|e| line(&e))?, None)
+            }
+        };
         // Asked last: what is not left then was this guest's.
         headroom::check().map_err(|e| line(&e))?;
         let task = Task::new(None).with_grace(spec.grace);
@@ -142,6 +181,36 @@ impl Live {
             meters,
             share,
             role: heir_of.is_some().then_some(Role::Heir { is_ready: false }),
+            cloned,
+        })
+    }
+
+    /// Freezes it as it stands; it goes on as if nothing had been. The error says why
+    /// not, in one line.
+    pub(super) fn save(&mut self) -> Result<Frozen, String> {
+        if self.role.is_some() {
+            return Err("it is being upgraded: take a snapshot before or after that".to_owned());
+        }
+        if self.guest.task().is_stopping() {
+            return Err("it is being stopped: take a snapshot of one that goes on".to_owned());
+        }
+        let pending = match self.next {
+            Action::Enter(answer) => answer,
+            // A wait may always end early.
+            Action::Park { .. } => Some(Answer::ok(0)),
+            // It writes that itself; a clone did not say it.
+            Action::Write { .. } => {
+                let bytes = self.guest.pending().len().try_into().unwrap_or(u64::MAX);
+                Some(Answer::ok(bytes))
+            }
+            Action::End(_) => None,
+        };
+        let start = Instant::now();
+        let saved = self.guest.machine.save(pending);
+        Ok(Frozen {
+            saved: saved.map_err(|e| crate::text::one_line(&e))?,
+            image: Arc::clone(self.image()),
+            pause: start.elapsed(),
         })
     }
 

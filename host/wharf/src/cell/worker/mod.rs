@@ -41,7 +41,7 @@ use crate::net::Share;
 
 pub(super) use kick::Kicker;
 use kick::Kicks;
-pub(super) use live::Live;
+pub(super) use live::{Cloned, Frozen, Live};
 use live::{Left, Turn};
 use scheduler::Scheduler;
 pub(super) use upgrade::{Cut, Handed};
@@ -74,6 +74,8 @@ pub(super) enum ToWorker {
         /// The later.
         new: TaskKey,
     },
+    /// Freeze a guest, and say here what it is now.
+    Save(TaskKey, Sender<Result<Frozen, String>>),
     /// Give a ready guest to another worker.
     Donate(usize, Mailbox),
     /// End everything and return.
@@ -126,6 +128,8 @@ pub(super) struct Birth {
 pub(super) struct Made {
     /// How long that took.
     pub(super) took: Duration,
+    /// What booted it, when it is a clone.
+    pub(super) cloned: Option<Cloned>,
     /// Where.
     pub(super) worker: usize,
     /// Of what.
@@ -280,6 +284,13 @@ impl Worker {
             ToWorker::Begin(key, state) => self.begin(key, &state),
             ToWorker::Resume(key) => self.resume(key),
             ToWorker::CutOver { old, new } => self.cut_over(old, new),
+            ToWorker::Save(key, frozen) => match self.guests.get_mut(&key) {
+                Some(live) => {
+                    // Who asked may have gone.
+                    let _ = frozen.send(live.save());
+                }
+                None => self.forward(key, ToWorker::Save(key, frozen)),
+            },
             ToWorker::Donate(to, mailbox) => self.donate(to, &mailbox),
             ToWorker::Quit => return std::ops::ControlFlow::Break(()),
         }
@@ -294,11 +305,12 @@ impl Worker {
             return;
         }
         match Live::boot(&self.shared, birth, old) {
-            Ok(live) => {
+            Ok(mut live) => {
                 let made = Made {
                     took: start.elapsed(),
                     worker: self.index,
                     image: Arc::clone(live.image()),
+                    cloned: live.cloned.take(),
                 };
                 match heir_of {
                     Some(_) => self.hold(live),

@@ -1,0 +1,112 @@
+//! Snapshots: a guest frozen between two of its turns, and written while it goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use wharf_model::cell::State;
+
+use super::Supervisor;
+use crate::cell::events::EventLog;
+use crate::cell::protocol::{EventKind, NoSuchTask, Reply, Selector, SnapshotStatus};
+use crate::cell::worker::{Frozen, ToWorker};
+use crate::text::one_line;
+
+/// Snapshots that are written at a time: each is a guest's memory once more.
+const WRITERS_MAX: usize = 4;
+
+/// Counts the threads that write.
+#[derive(Default)]
+pub(super) struct Writers(Arc<()>);
+
+impl Supervisor {
+    /// Has a replica frozen, and written by a thread of its own, which tells who asked:
+    /// a disk may take its time.
+    pub(super) fn snapshot(&self, selector: Selector, file: PathBuf, reply: &Sender<Reply>) {
+        let tell = |answer| {
+            // Who asked may have gone.
+            let _ = reply.send(answer);
+        };
+        let found = self.find(&selector);
+        let (replica, member) = match found.as_slice() {
+            [] => return tell(Reply::Refused(NoSuchTask { selector })),
+            [replica] => match self.members.get(*replica) {
+                Some(member) => (*replica, member),
+                None => return,
+            },
+            all => {
+                let (name, count) = (&selector.name, all.len());
+                let reason = format!("{name} has {count} replicas: name one, such as {name}.0");
+                return tell(Reply::Denied(reason));
+            }
+        };
+        let State::Up { worker, .. } = self.model.state(replica) else {
+            let reason = format!("{} does not run: start it first", member.name());
+            return tell(Reply::Denied(reason));
+        };
+        if Arc::strong_count(&self.writers.0) > WRITERS_MAX {
+            let reason = format!("{WRITERS_MAX} snapshots are being written: try again later");
+            return tell(Reply::Denied(reason));
+        }
+        let key = self.model.key(replica);
+        let (frozen, is_frozen) = bounded(1);
+        let work = Work {
+            task: member.name(),
+            generation: key.generation,
+            file,
+            events: Arc::clone(&self.events),
+            _writer: Arc::clone(&self.writers.0),
+        };
+        let answer = reply.clone();
+        let started = std::thread::Builder::new()
+            .name("snapshot".to_owned())
+            .spawn(move || {
+                let done = work.done(&is_frozen);
+                let _ = answer.send(done.map_or_else(Reply::Denied, Reply::Snapshot));
+            });
+        match started {
+            Ok(_) => self.send(worker, ToWorker::Save(key, frozen)),
+            Err(error) => tell(Reply::Denied(format!("cannot start a thread: {error}"))),
+        }
+    }
+}
+
+/// One snapshot.
+struct Work {
+    task: String,
+    generation: u64,
+    file: PathBuf,
+    events: Arc<EventLog>,
+    _writer: Arc<()>,
+}
+
+impl Work {
+    /// Waits for the guest and writes it.
+    fn done(self, is_frozen: &Receiver<Result<Frozen, String>>) -> Result<SnapshotStatus, String> {
+        let start = Instant::now();
+        let frozen = is_frozen.recv();
+        let frozen = frozen.map_err(|_| format!("{} has ended meanwhile", self.task))?;
+        let frozen = frozen.map_err(|reason| format!("{}: {reason}", self.task))?;
+        let written = frozen.saved.write_to(&frozen.image, &self.file);
+        written.map_err(|e| one_line(&e))?;
+        let file = shown(&self.file);
+        let pause = frozen.pause.as_micros();
+        let detail = format!("into {file}, stood still for {pause} us");
+        let (task, generation) = (self.task.clone(), self.generation);
+        let kind = EventKind::Snapshotted;
+        self.events.add(Some(task), generation, kind, detail);
+        Ok(SnapshotStatus {
+            task: self.task,
+            generation: self.generation,
+            file: self.file.display().to_string(),
+            memory_bytes: frozen.saved.resident(),
+            pause_ns: super::upgrade::nanos(frozen.pause),
+            took_ns: super::upgrade::nanos(start.elapsed()),
+        })
+    }
+}
+
+fn shown(path: &Path) -> String {
+    crate::text::printable(&path.display().to_string())
+}
