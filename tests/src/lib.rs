@@ -4,7 +4,7 @@
 //! real VM, and [`frames`] has guests of it for a wire; [`plugin`] makes plugins, good and
 //! bad; [`command`] runs the real binary, [`host`] keeps one running, [`tap`] has a
 //! network for it, [`net`] and [`process`] say what is free and what is used, and
-//! [`mod@bench`] is for those that measure. Tests under `tests/` are sentences and tables
+//! [`mod@bench`] is for those that measure, and [`floor`] the least that there is to it. Tests under `tests/` are sentences and tables
 //! made of these. Levels that need `/dev/kvm` say aloud when they skip, and fail instead
 //! when `REQUIRE_KVM=1` is set.
 
@@ -13,6 +13,7 @@ pub mod command;
 pub mod conformance;
 pub mod disk;
 pub mod elf;
+pub mod floor;
 pub mod frames;
 pub mod guest;
 pub mod host;

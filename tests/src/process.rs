@@ -11,8 +11,23 @@ use nix::unistd::Pid;
 /// When it does not run, or there is no such figure.
 #[must_use]
 pub fn memory_kib(pid: Pid, figure: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let mut lines = status.lines();
+    kib(&format!("/proc/{pid}/status"), figure)
+}
+
+/// Its proportional set size in KiB: of a page that several map, or one several times,
+/// each counts its part.
+///
+/// # Panics
+///
+/// When it does not run, or is another user's.
+#[must_use]
+pub fn pss_kib(pid: Pid) -> u64 {
+    kib(&format!("/proc/{pid}/smaps_rollup"), "Pss")
+}
+
+fn kib(path: &str, figure: &str) -> u64 {
+    let text = fs::read_to_string(path).expect("it runs");
+    let mut lines = text.lines();
     let value = lines.find_map(|it| it.strip_prefix(figure)?.strip_prefix(':'));
     let kib = value.and_then(|it| it.split_whitespace().next());
     kib.and_then(|it| it.parse().ok())

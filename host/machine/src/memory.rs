@@ -346,6 +346,15 @@ impl LargeBuffer {
         }
         Self { bytes, start, len }
     }
+
+    /// One of another length, whose bytes are anything: this one, when it is long enough.
+    pub(crate) fn of_len(self, len: usize) -> Self {
+        if len <= self.len {
+            Self { len, ..self }
+        } else {
+            Self::new(len)
+        }
+    }
 }
 
 impl std::ops::Deref for LargeBuffer {
@@ -374,6 +383,9 @@ mod tests {
             let mut buffer = LargeBuffer::new(len);
             assert!(buffer.len() == len && buffer.iter().all(|byte| *byte == 0));
             buffer.fill(1);
+            let shorter = buffer.of_len(len / 2);
+            assert!(shorter.len() == len / 2 && shorter.iter().all(|byte| *byte == 1));
+            assert_eq!(shorter.of_len(len + 1).len(), len + 1);
         }
     }
 

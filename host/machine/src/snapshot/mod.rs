@@ -45,6 +45,19 @@ const _: () = assert!(PAGE == 4096);
 /// A page that need not be kept.
 const ZEROES: [u8; PAGE_LEN] = [0; PAGE_LEN];
 
+/// Room for what a snapshot copies. Made beforehand, it spares the guest the time that
+/// memory takes to be had.
+#[derive(Debug)]
+pub struct Room(LargeBuffer);
+
+impl Room {
+    /// Room for so many bytes of a guest's memory. A guest that uses more has to wait.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self(LargeBuffer::new(usize::try_from(bytes).unwrap_or(0)))
+    }
+}
+
 /// A guest as it was, in the host's memory.
 #[derive(Debug)]
 pub struct Saved {
@@ -67,6 +80,15 @@ impl Machine {
     ///
     /// [`SaveError`]; the machine is as before.
     pub fn save(&mut self, pending: Option<Answer>) -> Result<Saved, SaveError> {
+        self.save_into(Room::new(0), pending)
+    }
+
+    /// The same, into `room`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::save`].
+    pub fn save_into(&mut self, room: Room, pending: Option<Answer>) -> Result<Saved, SaveError> {
         if self.hvt.is_some() {
             return Err(SaveError::Foreign);
         }
@@ -98,7 +120,7 @@ impl Machine {
             devices,
         };
         let numbers = memory.used_pages();
-        let mut pages = LargeBuffer::new(numbers.len().saturating_mul(PAGE_LEN));
+        let mut pages = room.0.of_len(numbers.len().saturating_mul(PAGE_LEN));
         let mut room = &mut *pages;
         for run in numbers.chunk_by(|number, next| number.checked_add(1) == Some(*next)) {
             let len = run.len().saturating_mul(PAGE_LEN);

@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use wharf_machine::snapshot::{Prepared, Snapshot, SnapshotError};
@@ -18,6 +19,10 @@ use wharf_machine::{Error, Hypervisor};
 use super::{CellError, TaskSpec};
 use crate::headroom;
 use crate::text::one_line;
+
+/// How long after a start its place is filled: what has just started is in more of a
+/// hurry.
+const REFILL_PAUSE: Duration = Duration::from_millis(20);
 
 /// No clone could be made.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +195,7 @@ fn keep_warm(refills: &Receiver<PathBuf>, templates: &Weak<Templates>) {
         .map(|it| it.wanted.keys().cloned().collect());
     let files: Vec<PathBuf> = files.unwrap_or_default();
     for file in files.into_iter().chain(refills) {
+        std::thread::sleep(REFILL_PAUSE);
         let Some(templates) = templates.upgrade() else {
             return;
         };

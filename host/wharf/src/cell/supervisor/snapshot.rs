@@ -4,17 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use wharf_model::cell::State;
+use crossbeam_channel::{Sender, bounded};
+use wharf_machine::snapshot::Room;
+use wharf_model::cell::{State, TaskKey};
 
 use super::Supervisor;
 use crate::cell::events::EventLog;
 use crate::cell::protocol::{EventKind, NoSuchTask, Reply, Selector, SnapshotStatus};
-use crate::cell::worker::{Frozen, ToWorker};
+use crate::cell::worker::{Frozen, Mailbox, ToWorker};
 use crate::text::one_line;
 
 /// Snapshots that are written at a time: each is a guest's memory once more.
 const WRITERS_MAX: usize = 4;
+
+/// Most memory that is made ready for a guest before it stands still.
+const ROOM_MAX: u64 = 64 << 20;
 
 /// Counts the threads that write.
 #[derive(Default)]
@@ -50,10 +54,14 @@ impl Supervisor {
             return tell(Reply::Denied(reason));
         }
         let key = self.model.key(replica);
-        let (frozen, is_frozen) = bounded(1);
+        let Some((mailbox, _)) = self.workers.0.get(worker) else {
+            return;
+        };
         let work = Work {
+            key,
+            mailbox: mailbox.clone(),
+            room: member.spec.boot.memory.min(ROOM_MAX),
             task: member.name(),
-            generation: key.generation,
             file,
             events: Arc::clone(&self.events),
             _writer: Arc::clone(&self.writers.0),
@@ -62,30 +70,36 @@ impl Supervisor {
         let started = std::thread::Builder::new()
             .name("snapshot".to_owned())
             .spawn(move || {
-                let done = work.done(&is_frozen);
+                let done = work.done();
                 let _ = answer.send(done.map_or_else(Reply::Denied, Reply::Snapshot));
             });
-        match started {
-            Ok(_) => self.send(worker, ToWorker::Save(key, frozen)),
-            Err(error) => tell(Reply::Denied(format!("cannot start a thread: {error}"))),
+        if let Err(error) = started {
+            tell(Reply::Denied(format!("cannot start a thread: {error}")));
         }
     }
 }
 
 /// One snapshot.
 struct Work {
+    key: TaskKey,
+    mailbox: Mailbox,
+    /// Bytes of memory to have ready.
+    room: u64,
     task: String,
-    generation: u64,
     file: PathBuf,
     events: Arc<EventLog>,
     _writer: Arc<()>,
 }
 
 impl Work {
-    /// Waits for the guest and writes it.
-    fn done(self, is_frozen: &Receiver<Result<Frozen, String>>) -> Result<SnapshotStatus, String> {
+    /// Has the guest frozen, and writes it.
+    fn done(self) -> Result<SnapshotStatus, String> {
         let start = Instant::now();
-        let frozen = is_frozen.recv();
+        let (frozen, is_frozen) = bounded(1);
+        let room = Room::new(self.room);
+        // Wherever it has gone meanwhile, this goes after it.
+        self.mailbox.send(ToWorker::Save(self.key, room, frozen));
+        let frozen: Result<Result<Frozen, String>, _> = is_frozen.recv();
         let frozen = frozen.map_err(|_| format!("{} has ended meanwhile", self.task))?;
         let frozen = frozen.map_err(|reason| format!("{}: {reason}", self.task))?;
         let written = frozen.saved.write_to(&frozen.image, &self.file);
@@ -93,12 +107,12 @@ impl Work {
         let file = shown(&self.file);
         let pause = frozen.pause.as_micros();
         let detail = format!("into {file}, stood still for {pause} us");
-        let (task, generation) = (self.task.clone(), self.generation);
+        let (task, generation) = (self.task.clone(), self.key.generation);
         let kind = EventKind::Snapshotted;
         self.events.add(Some(task), generation, kind, detail);
         Ok(SnapshotStatus {
             task: self.task,
-            generation: self.generation,
+            generation,
             file: self.file.display().to_string(),
             memory_bytes: frozen.saved.resident(),
             pause_ns: super::upgrade::nanos(frozen.pause),

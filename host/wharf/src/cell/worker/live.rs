@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use wharf_abi::Answer;
 use wharf_machine::device::{Backend, Network, Wire};
 use wharf_machine::image::Image;
-use wharf_machine::snapshot::{RestoreConfig, Saved};
+use wharf_machine::snapshot::{RestoreConfig, Room, Saved};
 use wharf_machine::{BootConfig, Machine};
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::{Answer as Verdict, AttachVerdict, Question, SlotName};
@@ -187,7 +187,7 @@ impl Live {
 
     /// Freezes it as it stands; it goes on as if nothing had been. The error says why
     /// not, in one line.
-    pub(super) fn save(&mut self) -> Result<Frozen, String> {
+    pub(super) fn save(&mut self, room: Room) -> Result<Frozen, String> {
         if self.role.is_some() {
             return Err("it is being upgraded: take a snapshot before or after that".to_owned());
         }
@@ -206,7 +206,7 @@ impl Live {
             Action::End(_) => None,
         };
         let start = Instant::now();
-        let saved = self.guest.machine.save(pending);
+        let saved = self.guest.machine.save_into(room, pending);
         Ok(Frozen {
             saved: saved.map_err(|e| crate::text::one_line(&e))?,
             image: Arc::clone(self.image()),

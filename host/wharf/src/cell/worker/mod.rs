@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use wharf_machine::image::Image;
+use wharf_machine::snapshot::Room;
 use wharf_model::cell::TaskKey;
 use wharf_model::policy::SliceEnd;
 use wharf_model::schedule::SLICE;
@@ -74,8 +75,8 @@ pub(super) enum ToWorker {
         /// The later.
         new: TaskKey,
     },
-    /// Freeze a guest, and say here what it is now.
-    Save(TaskKey, Sender<Result<Frozen, String>>),
+    /// Freeze a guest into this room, and say here what it is now.
+    Save(TaskKey, Room, Sender<Result<Frozen, String>>),
     /// Give a ready guest to another worker.
     Donate(usize, Mailbox),
     /// End everything and return.
@@ -284,12 +285,12 @@ impl Worker {
             ToWorker::Begin(key, state) => self.begin(key, &state),
             ToWorker::Resume(key) => self.resume(key),
             ToWorker::CutOver { old, new } => self.cut_over(old, new),
-            ToWorker::Save(key, frozen) => match self.guests.get_mut(&key) {
+            ToWorker::Save(key, room, frozen) => match self.guests.get_mut(&key) {
                 Some(live) => {
                     // Who asked may have gone.
-                    let _ = frozen.send(live.save());
+                    let _ = frozen.send(live.save(room));
                 }
-                None => self.forward(key, ToWorker::Save(key, frozen)),
+                None => self.forward(key, ToWorker::Save(key, room, frozen)),
             },
             ToWorker::Donate(to, mailbox) => self.donate(to, &mailbox),
             ToWorker::Quit => return std::ops::ControlFlow::Break(()),
