@@ -14,7 +14,7 @@ ci:
 
 # Ratios, taken in one run
 bench:
-    cargo bench --bench single --bench cell --bench policy --bench block --bench stream --bench upgrade --bench hvt
+    cargo bench --bench single --bench cell --bench policy --bench block --bench stream --bench upgrade --bench clone --bench hvt
 
 # Formatting of everything
 fmt:
