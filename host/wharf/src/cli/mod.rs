@@ -6,6 +6,7 @@
 //! one line on standard error here.
 
 mod build;
+mod demo;
 mod doctor;
 mod down;
 mod events;
@@ -139,6 +140,13 @@ enum Host {
     ///
     /// Without a terminal it prints one second's rates and ends.
     Top(top::Args),
+    /// Take the tour: what wharf does, done under load
+    ///
+    /// Builds guests and plugins from wharf's own sources, runs services and real clients,
+    /// swaps policies, upgrades, rolls back, freezes and clones, and shows what clients
+    /// saw of each step. The exit status is 0 only when no request failed and nothing was
+    /// lost.
+    Demo(demo::Args),
     /// Look at images
     Image(image::Args),
     /// Look at policy plugins and swap them
@@ -228,6 +236,7 @@ pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8
         Host::Upgrade(args) => upgrade::run(&args, progress),
         Host::Rollback(args) => upgrade::roll_back(&args),
         Host::Snapshot(args) => snapshot::run(&args),
+        Host::Demo(args) => demo::run(&args, progress),
         Host::Events(args) => events::run(&args),
         Host::Top(args) => top::run(&args),
         Host::Image(args) => image::run(&args, progress),
@@ -312,6 +321,7 @@ mod tests {
             "wharf upgrade web --image apps#http --no-wait --json",
             "wharf rollback web.0",
             "wharf snapshot web.0 web.snap --json",
+            "wharf demo --sources /src/wharf",
             "wharf run --from web.snap --publish 8080:80",
             "wharf down --no-wait",
             "wharf events -f --json",
