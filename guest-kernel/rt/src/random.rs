@@ -1,7 +1,8 @@
 //! Random numbers fit for keys: ChaCha20, seeded by the host.
 //!
 //! No draw costs an exit. A guest that has become another (a clone, an upgrade)
-//! has another seed, and starts over from it.
+//! has another seed, and starts over from it. A number that was drawn before and not
+//! used yet is the same in all of them.
 
 use core::cell::RefCell;
 use core::convert::Infallible;
@@ -50,12 +51,19 @@ impl TryCryptoRng for Rng {}
 /// Made at the first draw.
 static GENERATOR: Mutex<RefCell<Option<Seeded>>> = Mutex::new(RefCell::new(None));
 
-fn draw<T>(from: impl FnOnce(&mut ChaCha20Rng) -> T) -> T {
-    let seed = boot::seed();
-    critical_section::with(|cs| {
-        let mut slot = GENERATOR.borrow_ref_mut(cs);
-        from(&mut Seeded::current(&mut slot, &seed).numbers)
-    })
+/// Draws again when the guest has become another meanwhile: what was drawn is what the
+/// guest that it was, and all of its clones, have as well.
+fn draw<T>(mut from: impl FnMut(&mut ChaCha20Rng) -> T) -> T {
+    loop {
+        let seed = boot::seed();
+        let drawn = critical_section::with(|cs| {
+            let mut slot = GENERATOR.borrow_ref_mut(cs);
+            from(&mut Seeded::current(&mut slot, &seed).numbers)
+        });
+        if boot::seed() == seed {
+            return drawn;
+        }
+    }
 }
 
 /// A generator and its seed.

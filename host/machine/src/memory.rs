@@ -6,10 +6,12 @@
 
 #![expect(unsafe_code, reason = "mapping, advising and registering raw memory")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
@@ -54,7 +56,8 @@ pub(crate) struct GuestMemory {
     host_addr: u64,
     len: u64,
     /// Whether there may be something in a page that is not resident.
-    is_on_file: bool,
+    /// Of memory on a file, the pages of which the file has something.
+    below: Option<Arc<[Range<u64>]>>,
     _reservation: MmapRegion,
 }
 
@@ -133,7 +136,12 @@ impl GuestMemory {
     /// # Errors
     ///
     /// As [`GuestMemory::new`]; also when the file cannot be mapped.
-    pub(crate) fn on_file(len: u64, file: &File, at: u64) -> Result<Self, Error> {
+    pub(crate) fn on_file(
+        len: u64,
+        file: &File,
+        at: u64,
+        below: &Arc<[Range<u64>]>,
+    ) -> Result<Self, Error> {
         let failed = |source| Error::Memory { len, source };
         let mut memory = Self::reserve(len)?;
         let invalid = || failed(std::io::ErrorKind::InvalidInput.into());
@@ -155,7 +163,7 @@ impl GuestMemory {
         if mapped == libc::MAP_FAILED {
             return Err(failed(std::io::Error::last_os_error()));
         }
-        memory.is_on_file = true;
+        memory.below = Some(Arc::clone(below));
         Ok(memory)
     }
 
@@ -192,7 +200,7 @@ impl GuestMemory {
             // KVM and madvise get it as a number and work on what is behind.
             host_addr: u64::try_from(base.expose_provenance()).map_err(|_| too_large())?,
             len,
-            is_on_file: false,
+            below: None,
             _reservation: reservation,
         })
     }
@@ -242,13 +250,26 @@ impl GuestMemory {
     /// (Linux admin-guide/mm/pagemap.rst).
     pub(crate) fn used_pages(&self) -> Vec<u64> {
         let all = self.len.checked_div(PAGE).unwrap_or(0);
-        if self.is_on_file {
-            return (0..all).collect();
-        }
-        self.read_pagemap(all).unwrap_or_else(|e| {
-            log::debug!("/proc/self/pagemap: {e}");
-            (0..all).collect()
-        })
+        let touched = match self.read_pagemap(all) {
+            Ok(touched) => touched,
+            Err(e) => {
+                log::debug!("/proc/self/pagemap: {e}");
+                return (0..all).collect();
+            }
+        };
+        let Some(below) = &self.below else {
+            return touched;
+        };
+        // What the file has is there, touched or not.
+        let mut used: BTreeSet<u64> = touched.into_iter().collect();
+        used.extend(
+            below
+                .iter()
+                .cloned()
+                .flatten()
+                .filter(|number| *number < all),
+        );
+        used.into_iter().collect()
     }
 
     fn read_pagemap(&self, all: u64) -> std::io::Result<Vec<u64>> {

@@ -280,6 +280,11 @@ impl Upgrade {
                 actions.push(Action::AskHandOver);
             }
             (Booting, Event::BootFailed(reason)) => self.give_up(reason, &mut actions),
+            (HandingOver { .. }, Event::HandedOver { waits: false }) if self.is_exclusive => {
+                let reason = "the old version does not stand still to hand over, and would write \
+                              its disk beside the new one: stop the task and start it anew";
+                self.give_up(reason.to_owned(), &mut actions);
+            }
             (HandingOver { .. }, Event::HandedOver { waits }) => {
                 // Who runs beside the new one does not stand still for it.
                 if !waits || self.way != Way::Replace {

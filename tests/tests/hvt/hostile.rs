@@ -116,7 +116,6 @@ fn what_is_privileged_and_of_no_use_ends_the_guest() {
         ("forget a page", |a| a.invlpg(ptr(rax))),
         ("forget caches", |a| a.wbinvd()),
         ("change GS", |a| a.swapgs()),
-        ("AVX", |a| a.xsetbv()),
         ("a local table", |a| a.lldt(ax)),
         ("a far jump", |a| a.db(&[0x48, 0xFF, 0x2F])),
         ("a far return of 32 bits", |a| a.db(&[0xCB])),

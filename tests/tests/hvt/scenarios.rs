@@ -406,7 +406,7 @@ fn a_guest_that_polls_forever_takes_no_time() {
 /// The next version has the disk and takes the place of the one before, which knows of
 /// nothing; what neither could hand over is not asked for.
 #[test]
-fn a_guest_is_upgraded_though_it_hands_nothing_over() {
+fn a_guest_hands_nothing_over_and_keeps_its_disk() {
     if kvm().is_none() {
         return;
     }
@@ -434,10 +434,49 @@ fn a_guest_is_upgraded_though_it_hands_nothing_over() {
         ),
     );
     host.until_task("web.0", |task| task.state() == "waiting");
+    // It would write beside the new one.
+    let refused = host.try_ask(&["upgrade", "web", "--image", two.to_str().unwrap()]);
+    assert_eq!(refused.status, 125, "{}", refused.stdout);
+    let reason = "would write its disk beside the new one";
+    assert!(refused.stderr.contains(reason), "{}", refused.stderr);
+    assert_eq!(host.task("web.0").number("generation"), 1);
+    assert_eq!(fs::read(&disk).unwrap()[..4], *b"one\n");
+    // A clone of it would not know that it is one.
+    let file = directory.path().join("web.snap");
+    let refused = host.try_ask(&["snapshot", "web", file.to_str().unwrap()]);
+    assert_eq!(refused.status, 125, "{}", refused.stdout);
+    let reason = "guests of Solo5's cannot be frozen";
+    assert!(refused.stderr.contains(reason), "{}", refused.stderr);
+    assert!(!file.exists());
+    let _ = host.ask(&["restart", "web"]);
+    host.until_task("web.0", |task| {
+        task.number("generation") == 2 && task.state() == "waiting"
+    });
+}
+
+#[test]
+fn a_guest_is_upgraded_though_it_hands_nothing_over() {
+    if kvm().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let version = |name: &str, word: &[u8; 4]| {
+        let image = directory.path().join(name);
+        let builder = guest(|a| {
+            puts(a, DATA, 4)?;
+            call_with(a, POLL, &[u64::MAX, 0, 0])?;
+            halt(a, 1)
+        });
+        fs::write(&image, builder.data(DATA, word).build()).unwrap();
+        image
+    };
+    let (one, two) = (version("1.hvt", b"one\n"), version("2.hvt", b"two\n"));
+    let toml = format!("[[task]]\nname = \"web\"\nimage = {one:?}\n");
+    let host = Host::up(directory.path(), &toml);
+    host.until_task("web.0", |task| task.state() == "waiting");
     let _ = host.ask(&["upgrade", "web", "--image", two.to_str().unwrap()]);
     let task = host.until_task("web.0", |task| task.state() == "waiting");
     assert_eq!(task.number("generation"), 2);
-    assert_eq!(fs::read(&disk).unwrap()[..4], *b"two\n");
     host.until("it says so", || {
         host.ask(&["logs", "web"]).contains("two\n").then_some(())
     });

@@ -74,6 +74,12 @@ pub enum WriteError {
         /// The path as it was given.
         path: PathBuf,
     },
+    /// Something has that name that is not a snapshot.
+    #[error("{} is there already and no snapshot: name another file, or remove it", path.display())]
+    InUse {
+        /// The path as it was given.
+        path: PathBuf,
+    },
     /// wharf gave an image that the guest does not run.
     #[error("a defect of wharf's: a snapshot with another guest's image")]
     Image,

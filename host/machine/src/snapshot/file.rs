@@ -12,6 +12,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -62,6 +63,8 @@ pub(super) struct Opened {
     pub(super) image: Image,
     pub(super) memory_at: u64,
     pub(super) memory_len: u64,
+    /// The pages of which it has something.
+    pub(super) pages: Vec<Range<u64>>,
 }
 
 /// Writes a snapshot and gives it its name when it is whole.
@@ -75,7 +78,16 @@ pub(super) fn write_to(saved: &Saved, image: &Image, path: &Path) -> Result<(), 
             let path = path.to_owned();
             return Err(WriteError::NotRegular { path });
         }
-        Ok(_) => {}
+        Ok(there) => {
+            let mut magic = [0; MAGIC.len()];
+            let mut is_snapshot = || File::open(path)?.read_exact_at(&mut magic, 0);
+            // What cannot be read is not known to be one.
+            let read = is_snapshot();
+            if there.len() > 0 && (read.is_err() || magic != MAGIC) {
+                let path = path.to_owned();
+                return Err(WriteError::InUse { path });
+            }
+        }
         Err(e) if e.kind() == ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
     }
@@ -185,7 +197,8 @@ pub(super) fn open(path: &Path) -> Result<Opened, Unusable> {
     let state = serde_json::from_slice(state)
         .map_err(|_| Unusable::Malformed("its description has another form"))?;
     let image = Image::parse(image.to_vec()).map_err(Unusable::Image)?;
-    let crc = memory_crc(&mut file, header.memory_at, header.memory_len).map_err(Unusable::Io)?;
+    let (crc, pages) =
+        read_memory(&mut file, header.memory_at, header.memory_len).map_err(Unusable::Io)?;
     if crc != header.memory_crc {
         return Err(Unusable::Corrupt { part: "memory" });
     }
@@ -195,6 +208,7 @@ pub(super) fn open(path: &Path) -> Result<Opened, Unusable> {
         image,
         memory_at: header.memory_at,
         memory_len: header.memory_len,
+        pages,
     })
 }
 
@@ -244,11 +258,13 @@ fn read_head(file: &File, len: u64) -> Result<(Header, Vec<u8>), Unusable> {
     Ok((header, head))
 }
 
-/// The checksum of a file's memory; holes are passed over.
-fn memory_crc(file: &mut File, memory_at: u64, len: u64) -> io::Result<u32> {
+/// The checksum of a file's memory, and the pages that are no holes.
+fn read_memory(file: &mut File, memory_at: u64, len: u64) -> io::Result<(u32, Vec<Range<u64>>)> {
     let end = memory_at.saturating_add(len);
     let mut crc = Hasher::new();
     let mut chunk = vec![0; usize::try_from(CHUNK).unwrap_or(PAGE_LEN)];
+    let mut pages = Vec::new();
+    let page = |at: u64| at.saturating_sub(memory_at).checked_div(PAGE).unwrap_or(0);
     let mut at = memory_at;
     while at < end {
         // Whole pages, wherever the file system's blocks begin.
@@ -258,11 +274,12 @@ fn memory_crc(file: &mut File, memory_at: u64, len: u64) -> io::Result<u32> {
         let skipped = data.saturating_sub(at);
         at = at.saturating_add(skipped.saturating_sub(skipped.checked_rem(PAGE).unwrap_or(0)));
         let hole = file.seek_hole(data)?.unwrap_or(end).min(end);
+        pages.push(page(at)..page(hole.saturating_add(PAGE).saturating_sub(1)));
         while at < hole {
             let here = usize::try_from(end.saturating_sub(at).min(CHUNK)).unwrap_or(0);
             let room = chunk.get_mut(..here).unwrap_or_default();
             file.read_exact_at(room, at)?;
-            let mut number = at.saturating_sub(memory_at).checked_div(PAGE).unwrap_or(0);
+            let mut number = page(at);
             for page in room.chunks(PAGE_LEN) {
                 if page != ZEROES {
                     add_page(&mut crc, number, page);
@@ -272,7 +289,7 @@ fn memory_crc(file: &mut File, memory_at: u64, len: u64) -> io::Result<u32> {
             at = at.saturating_add(u64_of(here));
         }
     }
-    Ok(crc.finalize())
+    Ok((crc.finalize(), pages))
 }
 
 fn add_page(crc: &mut Hasher, number: u64, page: &[u8]) {

@@ -1,6 +1,7 @@
 //! Guests made of a snapshot.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub struct Snapshot {
     file: File,
     memory_at: u64,
     memory_len: u64,
+    /// The pages of which it has something.
+    pages: Arc<[Range<u64>]>,
     state: State,
     image: Arc<Image>,
     layout: Arc<Layout>,
@@ -68,6 +71,7 @@ impl Snapshot {
             image,
             memory_at,
             memory_len,
+            pages,
         } = opened;
         let ours = hypervisor.cpu().as_ref();
         if state.cpu != *ours {
@@ -81,6 +85,7 @@ impl Snapshot {
             file,
             memory_at,
             memory_len,
+            pages: pages.into(),
             state,
             image: Arc::new(image),
             layout,
@@ -132,7 +137,8 @@ impl Prepared {
     /// When KVM or the host's memory is at its limits. Nothing stays behind.
     pub fn new(hypervisor: &Hypervisor, snapshot: &Arc<Snapshot>) -> Result<Self, Error> {
         let Snapshot { state, layout, .. } = snapshot.as_ref();
-        let memory = GuestMemory::on_file(snapshot.memory_len, &snapshot.file, snapshot.memory_at)?;
+        let (len, at) = (snapshot.memory_len, snapshot.memory_at);
+        let memory = GuestMemory::on_file(len, &snapshot.file, at, &snapshot.pages)?;
         let system = system_page(layout);
         let start = Start {
             registers: state.registers.kvm(),

@@ -5,7 +5,6 @@
 //! it was made of: a snapshot is never written in place.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -113,10 +112,10 @@ impl Templates {
     ///
     /// [`CloneError`].
     pub(super) fn take(&self, file: &Path) -> Result<(Prepared, bool), CloneError> {
-        let (snapshot, ready) = {
-            let mut open = self.lock();
-            let template = current(&mut open, &self.hypervisor, file)?;
-            (Arc::clone(&template.snapshot), template.warm.pop())
+        let snapshot = self.current(file)?;
+        let ready = match self.lock().get_mut(file) {
+            Some(it) if Arc::ptr_eq(&it.snapshot, &snapshot) => it.warm.pop(),
+            _ => None,
         };
         if self.wanted.contains_key(file) {
             // Who keeps them ready ends with this.
@@ -133,14 +132,11 @@ impl Templates {
     fn fill(&self, file: &Path) -> Result<(), CloneError> {
         let wanted = self.wanted.get(file).copied().unwrap_or(0);
         loop {
-            let snapshot = {
-                let mut open = self.lock();
-                let template = current(&mut open, &self.hypervisor, file)?;
-                if template.warm.len() >= wanted {
-                    return Ok(());
-                }
-                Arc::clone(&template.snapshot)
-            };
+            let snapshot = self.current(file)?;
+            match self.lock().get(file) {
+                Some(it) if it.warm.len() < wanted => {}
+                _ => return Ok(()),
+            }
             if let Err(exhausted) = headroom::check() {
                 log::warn!("fewer warm clones: {}", one_line(&exhausted));
                 return Ok(());
@@ -156,34 +152,30 @@ impl Templates {
         }
     }
 
+    /// What is in the file now. It is opened while nobody waits for this but who wants
+    /// the same: a file is as large as a guest's memory, and a disk may be slow.
+    fn current(&self, file: &Path) -> Result<Arc<Snapshot>, SnapshotError> {
+        let stamp = Stamp::of(file);
+        if let Some(template) = self.lock().get(file)
+            && stamp.is_some()
+            && template.stamp == stamp
+        {
+            return Ok(Arc::clone(&template.snapshot));
+        }
+        let snapshot = Arc::new(Snapshot::open(&self.hypervisor, file)?);
+        let template = Template {
+            stamp,
+            snapshot: Arc::clone(&snapshot),
+            warm: Vec::new(),
+        };
+        let before = self.lock().insert(file.to_owned(), template);
+        // Its clones are closed when nobody waits for the lock.
+        drop(before);
+        Ok(snapshot)
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Template>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What is in the file now, opened.
-fn current<'a>(
-    open: &'a mut BTreeMap<PathBuf, Template>,
-    hypervisor: &Hypervisor,
-    file: &Path,
-) -> Result<&'a mut Template, SnapshotError> {
-    let stamp = Stamp::of(file);
-    let opened = || -> Result<Template, SnapshotError> {
-        Ok(Template {
-            stamp,
-            snapshot: Arc::new(Snapshot::open(hypervisor, file)?),
-            warm: Vec::new(),
-        })
-    };
-    match open.entry(file.to_owned()) {
-        Entry::Vacant(entry) => Ok(entry.insert(opened()?)),
-        Entry::Occupied(entry) => {
-            let template = entry.into_mut();
-            if stamp.is_none() || template.stamp != stamp {
-                *template = opened()?;
-            }
-            Ok(template)
-        }
     }
 }
 

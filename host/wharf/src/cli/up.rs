@@ -217,9 +217,14 @@ fn opened(file: &Path) -> anyhow::Result<Snapshot> {
 /// the others are not built yet.
 fn check_built(config: &Config) -> anyhow::Result<()> {
     let routed = config.policies.router.is_some();
-    let images = config.tasks.iter().filter(|it| it.spec.clones.is_none());
-    for Task { spec } in images {
-        if let Ok(Source::Artefact(file)) = Source::find(&spec.image)
+    for Task { spec } in &config.tasks {
+        if spec.clones.is_some() {
+            // Whether this machine can go on with it shows when it does.
+            if let Ok(snapshot) = opened(&spec.image) {
+                let image = snapshot.image().manifest();
+                attach::check(image, spec.configured(), &spec.name, !routed)?;
+            }
+        } else if let Ok(Source::Artefact(file)) = Source::find(&spec.image)
             && let Ok(image) = Image::open(&file)
         {
             attach::check(image.manifest(), spec.configured(), &spec.name, !routed)?;
@@ -405,7 +410,7 @@ fn lives(task: &TaskStatus) -> bool {
 }
 
 /// The last thing that a host said before it ended.
-fn last_line(mut said: std::fs::File) -> anyhow::Result<String> {
+pub(super) fn last_line(mut said: std::fs::File) -> anyhow::Result<String> {
     use std::io::{Read, Seek};
     let mut text = String::new();
     said.rewind()?;

@@ -92,6 +92,10 @@ impl Task {
         let section = field.section("a task", KEYS, found)?;
         let name = section.require(NAME, found);
         let (image, clones) = read_origin(section, found);
+        if let (Some(clones), Some(warm)) = (clones, section.get(WARM)) {
+            // Machines they are, too.
+            claims.replicas(clones.warm, warm.at(), found);
+        }
         let (args, memory) = (section.get(ARGS), section.get(MEMORY));
         let weight = section.get(WEIGHT);
         let (restart, grace) = (section.get(RESTART), section.get(STOP_TIMEOUT));

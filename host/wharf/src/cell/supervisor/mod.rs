@@ -122,7 +122,8 @@ impl Member {
             task: self.task,
             joins: self.joins,
             spec: Arc::clone(&self.spec),
-            image: self.pinned.clone(),
+            // A clone's image alone is not what it is made of.
+            image: self.pinned.clone().filter(|_| self.spec.clones.is_none()),
             console: Arc::clone(&self.console),
             meters: Arc::clone(&self.meters),
             share: Arc::clone(&self.share),
@@ -284,6 +285,8 @@ impl Supervisor {
             };
         }
         drop(self.workers);
+        // What has been frozen is written.
+        self.writers.join();
         self.events
             .add(None, 0, EventKind::Down, "the cell has ended".to_owned());
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
@@ -20,14 +21,24 @@ const WRITERS_MAX: usize = 4;
 /// Most memory that is made ready for a guest before it stands still.
 const ROOM_MAX: u64 = 64 << 20;
 
-/// Counts the threads that write.
+/// The threads that write.
 #[derive(Default)]
-pub(super) struct Writers(Arc<()>);
+pub(super) struct Writers(Vec<JoinHandle<()>>);
+
+impl Writers {
+    /// Waits until all have written.
+    pub(super) fn join(self) {
+        for thread in self.0 {
+            // One that panicked said so, and has written nothing under its name.
+            let _ = thread.join();
+        }
+    }
+}
 
 impl Supervisor {
     /// Has a replica frozen, and written by a thread of its own, which tells who asked:
     /// a disk may take its time.
-    pub(super) fn snapshot(&self, selector: Selector, file: PathBuf, reply: &Sender<Reply>) {
+    pub(super) fn snapshot(&mut self, selector: Selector, file: PathBuf, reply: &Sender<Reply>) {
         let tell = |answer| {
             // Who asked may have gone.
             let _ = reply.send(answer);
@@ -49,7 +60,8 @@ impl Supervisor {
             let reason = format!("{} does not run: start it first", member.name());
             return tell(Reply::Denied(reason));
         };
-        if Arc::strong_count(&self.writers.0) > WRITERS_MAX {
+        self.writers.0.retain(|thread| !thread.is_finished());
+        if self.writers.0.len() >= WRITERS_MAX {
             let reason = format!("{WRITERS_MAX} snapshots are being written: try again later");
             return tell(Reply::Denied(reason));
         }
@@ -64,7 +76,6 @@ impl Supervisor {
             task: member.name(),
             file,
             events: Arc::clone(&self.events),
-            _writer: Arc::clone(&self.writers.0),
         };
         let answer = reply.clone();
         let started = std::thread::Builder::new()
@@ -73,8 +84,9 @@ impl Supervisor {
                 let done = work.done();
                 let _ = answer.send(done.map_or_else(Reply::Denied, Reply::Snapshot));
             });
-        if let Err(error) = started {
-            tell(Reply::Denied(format!("cannot start a thread: {error}")));
+        match started {
+            Ok(thread) => self.writers.0.push(thread),
+            Err(error) => tell(Reply::Denied(format!("cannot start a thread: {error}"))),
         }
     }
 }
@@ -88,7 +100,6 @@ struct Work {
     task: String,
     file: PathBuf,
     events: Arc<EventLog>,
-    _writer: Arc<()>,
 }
 
 impl Work {

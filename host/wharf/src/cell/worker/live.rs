@@ -318,6 +318,14 @@ impl Live {
                     }
                     let bytes = self.guest.pending().len().try_into().unwrap_or(u64::MAX);
                     self.next = self.guest.handle(Event::Written { bytes });
+                    // A long text of an hvt guest's is written without entering it.
+                    let now = Instant::now();
+                    let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+                    if matches!(self.next, Action::Enter(_))
+                        && (is_due(ends) || is_due(turn.sleeper))
+                    {
+                        return (Left::Ready, used);
+                    }
                 }
                 Action::End(outcome) => return (Left::Ended(outcome), used),
             }

@@ -226,6 +226,25 @@ impl Client {
     }
 }
 
+/// Asks over so many connections that are all there before the first is asked: each is
+/// another replica's.
+pub(super) fn ask_each(at: SocketAddr, count: u64, path: &str) -> anyhow::Result<Vec<String>> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let seen = Mutex::default();
+    runtime.block_on(async {
+        let (mut clients, mut answers) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            clients.push(Client::connect(at).await?);
+        }
+        for client in &mut clients {
+            answers.push(client.ask(Method::GET, path, "", &seen).await?);
+        }
+        Ok(answers)
+    })
+}
+
 /// Asks once, over a connection of its own.
 pub(super) fn get(at: SocketAddr, path: &str) -> anyhow::Result<String> {
     let runtime = runtime::Builder::new_current_thread()

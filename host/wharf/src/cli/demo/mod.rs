@@ -13,6 +13,7 @@ use anyhow::{Context, bail, ensure};
 use tempfile::TempDir;
 use wharf_model::policy::SlotName;
 
+use super::up::last_line;
 use super::{output, table};
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::{Selector, TaskState, UpgradeState, UpgradeStatus};
@@ -113,9 +114,14 @@ impl Built {
 }
 
 /// A host in a process of its own, which ends with this.
-struct Host {
+struct Process {
     client: Client,
     child: Child,
+}
+
+/// The host that clients ask.
+struct Host {
+    process: Process,
     /// What each task is reached at.
     web: SocketAddr,
     store: SocketAddr,
@@ -123,26 +129,31 @@ struct Host {
 
 impl Host {
     /// Brings up the tasks of a text, in a directory, and waits until they serve.
-    fn up(directory: &Path, name: &str, text: &str) -> anyhow::Result<(Client, Child)> {
+    fn up(directory: &Path, name: &str, text: &str) -> anyhow::Result<Process> {
         let file = directory.join(format!("{name}.toml"));
         let socket = directory.join(format!("{name}.sock"));
         std::fs::write(&file, text).context("cannot write a configuration")?;
         let program = std::env::current_exe().context("cannot find this program")?;
+        let said = tempfile::tempfile().context("cannot make a temporary file")?;
         let child = Command::new(program)
             .args(["-q", "up", "--socket"])
             .arg(&socket)
             .arg(&file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(said.try_clone()?)
             .spawn()
             .context("cannot start a host")?;
         let client = Client::new(&socket)?;
+        let mut process = Process { client, child };
         let start = Instant::now();
         loop {
+            if let Some(status) = process.child.try_wait()? {
+                bail!("the host ended ({status}): {}", last_line(said)?);
+            }
             let serves = |state| matches!(state, TaskState::Waiting | TaskState::Running);
-            match client.tasks(None) {
-                Ok(tasks) if tasks.iter().all(|it| serves(it.state)) => return Ok((client, child)),
+            match process.client.tasks(None) {
+                Ok(tasks) if tasks.iter().all(|it| serves(it.state)) => return Ok(process),
                 _ if start.elapsed() > PATIENCE => bail!("the host does not come up"),
                 _ => thread::sleep(Duration::from_millis(10)),
             }
@@ -159,25 +170,21 @@ impl Host {
     }
 }
 
-impl Drop for Host {
+impl Drop for Process {
+    /// In order, if it still can.
     fn drop(&mut self) {
-        end(&self.client, &mut self.child);
-    }
-}
-
-/// Ends a host, in order if it still can.
-fn end(client: &Client, child: &mut Child) {
-    let told = client.down().is_ok();
-    let start = Instant::now();
-    while told && start.elapsed() < PATIENCE {
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
+        let told = self.client.down().is_ok();
+        let start = Instant::now();
+        while told && start.elapsed() < PATIENCE {
+            if let Ok(Some(_)) = self.child.try_wait() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
         }
-        thread::sleep(Duration::from_millis(10));
+        // It is not there any more, or will not go.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
-    // It is not there any more, or will not go.
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 /// A step, and what clients saw of it.
@@ -217,15 +224,14 @@ impl Tour {
             image = built.web,
             first = built.first,
         );
-        let (client, child) = Host::up(directory.path(), "wharf", &text)?;
+        let process = Host::up(directory.path(), "wharf", &text)?;
         say(&format!(
             "up: web, 2 replicas, at http://{web}/ and store at http://{store}/k"
         ))?;
         Ok(Self {
             built,
             host: Host {
-                client,
-                child,
+                process,
                 web,
                 store,
             },
@@ -309,6 +315,7 @@ impl Tour {
             let file = it.snapshot_file();
             let done = it
                 .host
+                .process
                 .client
                 .snapshot(&"store".parse()?, &SnapshotRequest { file })?;
             let (memory, pause) = (done.memory_bytes >> 10, table::time(done.pause_ns));
@@ -328,7 +335,7 @@ impl Tour {
             .iter()
             .map(|&(key, value)| (key.to_owned(), value.to_owned()))
             .collect();
-        let done = self.host.client.swap(
+        let done = self.host.process.client.swap(
             slot,
             &SwapRequest {
                 plugin: plugin.to_owned(),
@@ -345,7 +352,7 @@ impl Tour {
 
     /// Has a scheduler answer live questions beside the one in force.
     fn shadow(&self) -> anyhow::Result<String> {
-        let done = self.host.client.swap(
+        let done = self.host.process.client.swap(
             SlotName::Scheduler,
             &SwapRequest {
                 plugin: self.built.deadline.clone(),
@@ -376,7 +383,7 @@ impl Tour {
         image: &Path,
         expected: UpgradeState,
     ) -> anyhow::Result<UpgradeStatus> {
-        let (client, task): (_, Selector) = (&self.host.client, task.parse()?);
+        let (client, task): (_, Selector) = (&self.host.process.client, task.parse()?);
         let image = image.to_owned();
         let mut status = client.upgrade(&task, &UpgradeRequest { image })?;
         let start = Instant::now();
@@ -403,14 +410,10 @@ impl Tour {
             "[[task]]\nname = \"clone\"\nfrom = {file:?}\nreplicas = {CLONES}\nwarm = 2\n\
              publish = [\"{at}:80\"]\n"
         );
-        let (client, mut child) = Host::up(self.directory.path(), "clones", &text)?;
-        let asked = (0..CLONES).try_for_each(|_| {
-            let keys = get(at, "/k")?;
+        let _process = Host::up(self.directory.path(), "clones", &text)?;
+        for keys in clients::ask_each(at, CLONES, "/k")? {
             ensure!(keys.contains("client-0"), "a clone has {keys:?}");
-            Ok(())
-        });
-        end(&client, &mut child);
-        asked?;
+        }
         Ok(format!("{CLONES} clones have what the store had"))
     }
 }
