@@ -86,6 +86,9 @@ fn a_guest_goes_on_and_its_clones_go_their_own_ways() {
 
     let home = tempfile::tempdir().unwrap();
     let (clones, at) = service(home.path(), &format!("from = {file:?}"), "replicas = 3");
+    for replica in ["web.0", "web.1", "web.2"] {
+        clones.until_task(replica, |it| it.state() == "waiting");
+    }
     let mut clients = [client(at), client(at), client(at)];
     for (number, client) in clients.iter_mut().enumerate() {
         assert_eq!(text(client.ask("GET", "/k/a", b"")), "kept");

@@ -27,6 +27,8 @@ pub(super) struct Rollout {
     done: Vec<usize>,
     /// Why the replicas that are done are to get their old version again.
     undoing: Option<String>,
+    /// Why the operator wants no more of it.
+    called_off: Option<String>,
 }
 
 /// What is to run in place of what does.
@@ -174,6 +176,7 @@ impl Supervisor {
             left: replicas.iter().copied().collect(),
             done: Vec::new(),
             undoing: None,
+            called_off: None,
         });
         status
     }
@@ -212,10 +215,14 @@ impl Supervisor {
             return Going::On;
         };
         let Some(replica) = rollout.left.pop_front() else {
-            let undone = rollout.undoing.clone();
-            match undone {
-                Some(reason) => self.end_rollout(id, UpgradeState::RolledBack, Some(reason)),
-                None => self.end_rollout(id, UpgradeState::Kept, None),
+            let (done, all) = (rollout.status.done, rollout.status.replicas);
+            match (rollout.undoing.clone(), rollout.called_off.clone()) {
+                (Some(reason), _) => self.end_rollout(id, UpgradeState::RolledBack, Some(reason)),
+                (None, Some(why)) => {
+                    let reason = format!("{why}: {done} of {all} have the new version");
+                    self.end_rollout(id, UpgradeState::Refused, Some(reason));
+                }
+                (None, None) => self.end_rollout(id, UpgradeState::Kept, None),
             }
             return Going::On;
         };
@@ -306,7 +313,11 @@ impl Supervisor {
     /// The operator wants something else of these replicas.
     pub(super) fn cancel_upgrades(&mut self, replicas: &[usize], why: &str) {
         for rollout in &mut self.rollouts {
+            let before = rollout.left.len();
             rollout.left.retain(|it| !replicas.contains(it));
+            if rollout.left.len() < before {
+                rollout.called_off = Some(why.to_owned());
+            }
         }
         let concerned = self.ongoing.iter().map(Ongoing::new_key);
         let concerned: Vec<TaskKey> = concerned
