@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use wharf_tests::command::{another_version, app, policy};
 use wharf_tests::guest::kvm;
-use wharf_tests::host::{Host, objects, poll};
+use wharf_tests::host::{Host, Object, objects, poll};
 use wharf_tests::http::Client;
 use wharf_tests::net::port;
 use wharf_tests::process::open_files;
@@ -321,12 +321,12 @@ fn one_that_is_called_off_at_any_moment_leaves_nothing_behind() {
     let pid = host.pid().expect("it runs");
     let before = open_files(pid);
     let images = [1, 2].map(|number| another_version(directory.path(), &image, number));
-    for (round, image) in (0..16).zip(images.iter().cycle()) {
+    for (round, image) in (0..24).zip(images.iter().cycle()) {
         // Without the time that a command takes to start, so that it is called off
         // once while the image is read, once while the guest is made, and so on.
         let asked = host.post("/v1/tasks/web/upgrade", &format!("{{\"image\":{image:?}}}"));
         assert_eq!(asked.0, 202, "{}", asked.1);
-        thread::sleep(Duration::from_millis(round));
+        thread::sleep(Duration::from_micros(500 * round));
         let (status, answer) = host.http("POST", "/v1/tasks/web/restart");
         assert_eq!(status, 202, "{answer}");
         let are_two = || host.tasks().len() == 2;
@@ -337,15 +337,15 @@ fn one_that_is_called_off_at_any_moment_leaves_nothing_behind() {
     }
     poll(|| (open_files(pid) <= before).then_some(())).expect("nothing is kept open");
     let rollouts = objects(&host.http("GET", "/v1/upgrades").1);
-    assert_eq!(rollouts.len(), 16);
+    assert_eq!(rollouts.len(), 24);
     for rollout in &rollouts {
         let whole = rollout.number("done") == rollout.number("replicas");
         let state = rollout.state();
         assert!(state != "running", "{rollout:?}");
         assert_eq!(state == "kept", whole, "{rollout:?}");
     }
-    // A host reads no image in less time than it takes to ask for a restart.
-    assert_eq!(rollouts[0].state(), "refused", "{rollouts:?}");
+    let is_called_off = |it: &Object| it.state() == "refused";
+    assert!(rollouts.iter().any(is_called_off), "{rollouts:?}");
 }
 
 #[test]
