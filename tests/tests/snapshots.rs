@@ -146,7 +146,7 @@ fn warm_clones_are_taken_and_made_again() {
     let mut after = 0;
     for round in 0..4 {
         // Those that are kept ready are made again before long.
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_millis(500));
         for replica in ["web.0", "web.1"] {
             let _ = host.ask(&["restart", replica]);
             let started = poll(|| {

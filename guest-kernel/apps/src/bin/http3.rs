@@ -13,6 +13,6 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn greet() -> &'static str {
-    Timer::after_millis(40).await;
+    Timer::after_millis(250).await;
     "Hello, at last!"
 }

@@ -296,7 +296,7 @@ impl Tour {
                 ("steps", "[25, 50]"),
                 ("period", "1s"),
                 ("connections", "10"),
-                ("p99-factor", "4"),
+                ("p99-factor", "10"),
             ];
             it.swap(SlotName::Upgrader, &it.built.judge, &settings)
         })?;
