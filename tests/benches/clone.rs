@@ -131,7 +131,7 @@ fn service(directory: &Path) -> PathBuf {
     let toml = format!("[[task]]\nname = \"web\"\nimage = {image:?}\npublish = [\"{at}:80\"]\n");
     let home = tempfile::tempdir().unwrap();
     let host = Host::up(home.path(), &toml);
-    let mut client = poll(|| Client::connect(at).ok()).expect("somebody listens");
+    let mut client = Client::of(at);
     for key in 0..16 {
         let value = vec![b'x'; 16 << 10];
         let (status, _) = client.ask("PUT", &format!("/k/{key}"), &value).unwrap();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use wharf_tests::bench::{median, percentile};
 use wharf_tests::command::{another_version, app};
 use wharf_tests::guest::kvm;
-use wharf_tests::host::{Host, objects, poll};
+use wharf_tests::host::{Host, objects};
 use wharf_tests::http::Client;
 use wharf_tests::net::port;
 
@@ -38,7 +38,7 @@ fn main() {
     let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
-            let mut client = poll(|| Client::connect(at).ok()).expect("somebody listens");
+            let mut client = Client::of(at);
             let over = Arc::clone(&over);
             thread::spawn(move || {
                 let mut answers = Vec::new();

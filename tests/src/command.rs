@@ -106,6 +106,20 @@ pub struct Printed {
     pub stderr: String,
 }
 
+impl Printed {
+    /// The one line with which wharf refused.
+    ///
+    /// # Panics
+    ///
+    /// When it did not, or said more.
+    #[must_use]
+    pub fn refusal(&self) -> &str {
+        assert_eq!(self.status, 125, "{self:?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        self.stderr.trim_end()
+    }
+}
+
 /// Runs a command to its end.
 ///
 /// # Panics

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
-use crate::host::PATIENCE;
+use crate::host::{PATIENCE, poll};
 
 /// A connection to a port of this machine.
 #[derive(Debug)]
@@ -13,7 +13,32 @@ pub struct Client {
     rest: Vec<u8>,
 }
 
+/// The body of an answer that is one, as text.
+///
+/// # Panics
+///
+/// When the connection broke, or the status is another than 200.
+#[expect(
+    clippy::must_use_candidate,
+    reason = "often it is enough that there is one"
+)]
+pub fn text(answer: io::Result<(u16, Vec<u8>)>) -> String {
+    let (status, body) = answer.expect("the connection goes on");
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+    String::from_utf8(body).expect("it is text")
+}
+
 impl Client {
+    /// Connects as soon as somebody listens.
+    ///
+    /// # Panics
+    ///
+    /// When nobody does.
+    #[must_use]
+    pub fn of(port: u16) -> Self {
+        poll(|| Self::connect(port).ok()).expect("somebody listens")
+    }
+
     /// Connects.
     ///
     /// # Errors

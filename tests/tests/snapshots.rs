@@ -13,18 +13,8 @@ use nix::unistd::Pid;
 use wharf_tests::command::{Printed, app, output, policy, wharf};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{self, Host, objects, poll};
-use wharf_tests::http::Client;
+use wharf_tests::http::{Client, text};
 use wharf_tests::net::port;
-
-fn client(port: u16) -> Client {
-    poll(|| Client::connect(port).ok()).expect("somebody listens")
-}
-
-fn text(answer: std::io::Result<(u16, Vec<u8>)>) -> String {
-    let (status, body) = answer.expect("the connection goes on");
-    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
-    String::from_utf8(body).unwrap()
-}
 
 /// A host with one task, and where it is published.
 fn service(directory: &Path, origin: &str, more: &str) -> (Host, u16) {
@@ -42,19 +32,12 @@ fn frozen(directory: &Path) -> PathBuf {
     let file = directory.join("web.snap");
     let home = tempfile::tempdir().unwrap();
     let (host, at) = service(home.path(), &format!("image = {:?}", app("session")), "");
-    let mut client = client(at);
+    let mut client = Client::of(at);
     text(client.ask("PUT", "/k/a", b"kept"));
     text(client.ask("GET", "/token", b""));
     let printed = snapshot(&host, "web", &file);
     assert_eq!(printed.status, 0, "{}", printed.stderr);
     file
-}
-
-/// The one line with which something is refused.
-fn line(printed: &Printed) -> &str {
-    assert_eq!(printed.status, 125, "{}", printed.stdout);
-    assert_eq!(printed.stderr.lines().count(), 1, "{}", printed.stderr);
-    printed.stderr.trim_end()
 }
 
 #[test]
@@ -63,7 +46,7 @@ fn a_guest_goes_on_and_its_clones_go_their_own_ways() {
     let directory = tempfile::tempdir().unwrap();
     let image = format!("image = {:?}\nmemory = \"16MiB\"", app("session"));
     let (host, at) = service(directory.path(), &image, "");
-    let mut old = client(at);
+    let mut old = Client::of(at);
     text(old.ask("PUT", "/k/a", b"kept"));
     let mut tokens = BTreeSet::from([text(old.ask("GET", "/token", b""))]);
     let file = directory.path().join("web.snap");
@@ -89,7 +72,7 @@ fn a_guest_goes_on_and_its_clones_go_their_own_ways() {
     for replica in ["web.0", "web.1", "web.2"] {
         clones.until_task(replica, |it| it.state() == "waiting");
     }
-    let mut clients = [client(at), client(at), client(at)];
+    let mut clients = [Client::of(at), Client::of(at), Client::of(at)];
     for (number, client) in clients.iter_mut().enumerate() {
         assert_eq!(text(client.ask("GET", "/k/a", b"")), "kept");
         let own = number.to_string();
@@ -116,7 +99,7 @@ fn a_clone_is_upgraded_and_rolled_back_like_any_other() {
     let plugin = policy("session-formats");
     let more = format!("[policy.upgrader]\nplugin = {plugin:?}\n");
     let (host, at) = service(directory.path(), &format!("from = {file:?}"), &more);
-    let mut client = client(at);
+    let mut client = Client::of(at);
     assert_eq!(text(client.ask("GET", "/version", b"")), "1");
     let second = app("session2");
     let upgraded = host.try_ask(&["upgrade", "web", "--image", second.to_str().unwrap()]);
@@ -132,7 +115,7 @@ fn a_clone_is_upgraded_and_rolled_back_like_any_other() {
     let _ = host.ask(&["restart", "web"]);
     let is_new = |it: &host::Object| it.number("generation") == 4 && it.state() == "waiting";
     host.until_task("web.0", is_new);
-    let mut client = self::client(at);
+    let mut client = Client::of(at);
     assert_eq!(text(client.ask("GET", "/k", b"")), "a\n");
 }
 
@@ -160,17 +143,17 @@ fn warm_clones_are_taken_and_made_again() {
             let detail = started.text("detail");
             assert!(detail.ends_with(", a warm clone"), "{round}: {detail}");
         }
-        assert_eq!(text(client(at).ask("GET", "/k/a", b"")), "kept");
+        assert_eq!(text(Client::of(at).ask("GET", "/k/a", b"")), "kept");
     }
     // Another snapshot of the same name is what the next life is made of.
     let home = tempfile::tempdir().unwrap();
     let (other, other_at) = service(home.path(), &format!("image = {:?}", app("session")), "");
-    text(client(other_at).ask("PUT", "/k/other", b""));
+    text(Client::of(other_at).ask("PUT", "/k/other", b""));
     assert_eq!(snapshot(&other, "web.0", &file).status, 0);
     for replica in ["web.0", "web.1"] {
         let _ = host.ask(&["restart", replica]);
     }
-    let keys = || Some(text(client(at).ask("GET", "/k", b"")));
+    let keys = || Some(text(Client::of(at).ask("GET", "/k", b"")));
     poll(|| keys().filter(|it| it == "other\n")).expect("it is made of the new one");
 }
 
@@ -186,7 +169,7 @@ fn one_guest_is_run_from_a_snapshot() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    assert_eq!(text(client(at).ask("GET", "/k/a", b"")), "kept");
+    assert_eq!(text(Client::of(at).ask("GET", "/k/a", b"")), "kept");
     kill(
         Pid::from_raw(child.id().try_into().unwrap()),
         Signal::SIGTERM,
@@ -208,7 +191,7 @@ fn no_request_fails_while_snapshots_are_taken() {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let load = || {
-            let (mut client, mut answers) = (client(at), 0);
+            let (mut client, mut answers) = (Client::of(at), 0);
             while !over.load(Ordering::Relaxed) {
                 text(client.ask("GET", "/version", b""));
                 answers += 1;
@@ -230,7 +213,7 @@ fn no_request_fails_while_snapshots_are_taken() {
     let home = tempfile::tempdir().unwrap();
     let file = directory.path().join("7.snap");
     let (_clones, at) = service(home.path(), &format!("from = {file:?}"), "");
-    assert_eq!(text(client(at).ask("GET", "/version", b"")), "1");
+    assert_eq!(text(Client::of(at).ask("GET", "/version", b"")), "1");
 }
 
 #[test]
@@ -245,10 +228,10 @@ fn what_cannot_be_frozen_or_written_is_told_and_goes_on() {
     let mut host = Host::new(directory.path(), &toml);
     // Blocks of 1 KiB: less than its image alone.
     host.start_after("ulimit -f 64");
-    let mut client = client(at);
+    let mut client = Client::of(at);
     text(client.ask("PUT", "/k/a", b"kept"));
     let good = directory.path().join("good.snap");
-    let refused = |task, file: &Path| line(&snapshot(&host, task, file)).to_owned();
+    let refused = |task, file: &Path| snapshot(&host, task, file).refusal().to_owned();
     for (task, file, why) in [
         ("nope", good.as_path(), "no task is called nope"),
         ("web", &good, "web has 2 replicas: name one, such as web.0"),
@@ -289,7 +272,7 @@ fn a_guest_in_an_upgrade_is_not_frozen() {
     let more = format!("{more}{:?}\n", policy("session-formats"));
     let origin = format!("image = {:?}", app("session"));
     let (host, at) = service(directory.path(), &origin, &more);
-    text(client(at).ask("PUT", "/k/a", b"kept"));
+    text(Client::of(at).ask("PUT", "/k/a", b"kept"));
     let second = app("session2");
     let second = second.to_str().unwrap();
     let _ = host.ask(&["upgrade", "web", "--image", second, "--no-wait"]);
@@ -297,7 +280,7 @@ fn a_guest_in_an_upgrade_is_not_frozen() {
     let file = directory.path().join("web.snap");
     let told = snapshot(&host, "web", &file);
     assert!(
-        line(&told).contains("web.0: it is being upgraded"),
+        told.refusal().contains("web.0: it is being upgraded"),
         "{told:?}"
     );
     assert!(!file.exists());
@@ -324,7 +307,7 @@ fn a_file_that_is_no_good_snapshot_is_refused_in_one_line() {
     ] {
         fs::write(&bad, bytes).unwrap();
         let run = output(&mut wharf(["run", "--from", bad.to_str().unwrap()]));
-        let told = line(&run);
+        let told = run.refusal();
         assert!(told.contains(why) && told.contains("bad.snap"), "{told}");
         // In a host it is the task's own trouble.
         let toml =
@@ -336,7 +319,7 @@ fn a_file_that_is_no_good_snapshot_is_refused_in_one_line() {
         assert_eq!(host.task("web.0").state(), "faulted");
     }
     let missing = output(&mut wharf(["run", "--from", "/nowhere.snap"]));
-    assert!(line(&missing).contains("/nowhere.snap"), "{missing:?}");
+    assert!(missing.refusal().contains("/nowhere.snap"), "{missing:?}");
     for usage in [
         ["run", "--from", "a.snap", "b.elf"].as_slice(),
         &["run", "--from", "a.snap", "--memory", "1MiB"],
@@ -359,7 +342,7 @@ fn a_disk_is_one_guests_and_not_its_clones() {
     };
     let origin = format!("image = {:?}", app("kv"));
     let (host, at) = service(directory.path(), &origin, &block("rw"));
-    let mut old = client(at);
+    let mut old = Client::of(at);
     let (status, _) = old.ask("PUT", "/k/a", b"kept").unwrap();
     assert!((200..300).contains(&status));
     let file = directory.path().join("kv.snap");
@@ -370,14 +353,14 @@ fn a_disk_is_one_guests_and_not_its_clones() {
     let home = tempfile::tempdir().unwrap();
     let toml = format!("[[task]]\nname = \"web\"\n{origin}\n{}", block("rw"));
     let refused = output(&mut Host::new(home.path(), &toml).up_command(&[]));
-    assert!(line(&refused).contains("data.img"), "{refused:?}");
+    assert!(refused.refusal().contains("data.img"), "{refused:?}");
     // With writes of its own it goes on with what was on the disk.
     let home = tempfile::tempdir().unwrap();
     let copy = directory.path().join("copy.img");
     fs::copy(&disk, &copy).unwrap();
     let own = block("cow").replace("data.img", "copy.img");
     let (_clone, at) = service(home.path(), &origin, &own);
-    let mut new = client(at);
+    let mut new = Client::of(at);
     assert_eq!(text(new.ask("GET", "/k/a", b"")), "kept");
     new.ask("PUT", "/k/b", b"own").unwrap();
     assert_eq!(text(new.ask("GET", "/k/b", b"")), "own");

@@ -12,7 +12,7 @@ use std::time::Duration;
 use wharf_tests::command::{another_version, app, policy};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, Object, objects, poll};
-use wharf_tests::http::Client;
+use wharf_tests::http::{Client, text};
 use wharf_tests::net::port;
 use wharf_tests::process::open_files;
 
@@ -25,26 +25,13 @@ fn with_plugin(slot: &str, plugin: &Path, config: &str) -> String {
     format!("[policy.{slot}]\nplugin = {plugin:?}\nconfig = {{ {config} }}\n")
 }
 
-fn client(port: u16) -> Client {
-    poll(|| Client::connect(port).ok()).expect("somebody listens")
-}
-
-fn text(answer: std::io::Result<(u16, Vec<u8>)>) -> String {
-    let (status, body) = answer.expect("the connection goes on");
-    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
-    String::from_utf8(body).unwrap()
-}
-
 fn upgrade(host: &Host, image: &Path) -> wharf_tests::command::Printed {
     host.try_ask(&["upgrade", "web", "--image", image.to_str().unwrap()])
 }
 
 /// Why an upgrade was refused, having changed nothing.
 fn refusal(host: &Host, image: &Path) -> String {
-    let printed = upgrade(host, image);
-    assert_eq!(printed.status, 125, "{}", printed.stdout);
-    assert_eq!(printed.stderr.lines().count(), 1, "{}", printed.stderr);
-    printed.stderr
+    upgrade(host, image).refusal().to_owned()
 }
 
 /// Clients that ask without a pause, each on its own connection, until they are told to
@@ -61,7 +48,7 @@ impl Load {
         let answers = Arc::new(AtomicU64::new(0));
         let client = |_| {
             let (over, answers) = (Arc::clone(&over), Arc::clone(&answers));
-            let mut client = client(port);
+            let mut client = Client::of(port);
             thread::spawn(move || {
                 let mut count = 0;
                 while !over.load(Ordering::Relaxed) {
@@ -105,7 +92,7 @@ fn state_and_connections_go_over_to_the_new_version_and_back() {
     let (first, second) = (app("session"), app("session2"));
     let toml = with_plugin("upgrader", &policy("session-formats"), "") + &service(&first, at, "");
     let host = Host::up(directory.path(), &toml);
-    let mut clients: Vec<Client> = (0..8).map(|_| client(at)).collect();
+    let mut clients: Vec<Client> = (0..8).map(|_| Client::of(at)).collect();
     for (number, client) in clients.iter_mut().enumerate() {
         text(client.ask("PUT", &format!("/k/{number}"), b"kept"));
         assert_eq!(text(client.ask("GET", "/version", b"")), "1");
@@ -148,7 +135,7 @@ fn state_and_connections_go_over_to_the_new_version_and_back() {
     // A new life of it is what was rolled back to.
     let _ = host.ask(&["restart", "web"]);
     host.until_task("web.0", |it| it.number("generation") == 4);
-    assert_eq!(text(client(at).ask("GET", "/version", b"")), "1");
+    assert_eq!(text(Client::of(at).ask("GET", "/version", b"")), "1");
 }
 
 #[test]
@@ -183,7 +170,7 @@ fn a_disk_goes_over_with_what_is_on_it() {
     let image = app("kv");
     let disk = "[[task.block]]\ndevice = \"data\"\nfile = \"kv.img\"\nsize = \"8MiB\"";
     let host = Host::up(directory.path(), &service(&image, at, disk));
-    let mut client = client(at);
+    let mut client = Client::of(at);
     for round in 1..=3 {
         text(client.ask("PUT", &format!("/k/{round}"), b"kept"));
         let report = upgrade(&host, &another_version(directory.path(), &image, round));
@@ -204,7 +191,7 @@ fn a_disk_goes_over_with_what_is_on_it() {
     assert!(said.contains("in use"), "{said}");
     let _ = host.ask(&["restart", "web"]);
     host.until_task("web.0", |it| it.number("generation") == 5);
-    let mut client = self::client(at);
+    let mut client = Client::of(at);
     assert_eq!(text(client.ask("GET", "/k", b"")), "1\n2\n3\n");
 }
 
@@ -217,7 +204,7 @@ fn what_cannot_take_over_leaves_the_old_version_as_it_was() {
     let faulty = service(&first, at, "args = [\"--fault\"]");
     let toml = with_plugin("upgrader", &policy("session-formats"), "") + &faulty;
     let host = Host::up(directory.path(), &toml);
-    let mut client = client(at);
+    let mut client = Client::of(at);
     text(client.ask("PUT", "/k/a", b"kept"));
 
     let no_image = directory.path().join("no.elf");
@@ -262,7 +249,7 @@ fn without_who_turns_the_state_into_the_other_format_nothing_changes() {
     let at = port();
     let (first, second) = (app("session"), app("session2"));
     let host = Host::up(directory.path(), &service(&first, at, ""));
-    let mut client = client(at);
+    let mut client = Client::of(at);
     text(client.ask("PUT", "/k/a", b"kept"));
     let why = refusal(&host, &second);
     assert!(
@@ -287,7 +274,7 @@ fn who_never_serves_is_given_up_and_can_be_stopped_meanwhile() {
     let mute = service(&first, at, "args = [\"--mute\"]");
     let toml = with_plugin("upgrader", &policy("session-formats"), "") + &mute;
     let host = Host::up(directory.path(), &toml);
-    let mut client = client(at);
+    let mut client = Client::of(at);
     text(client.ask("PUT", "/k/a", b"kept"));
     let image = second.to_str().unwrap();
     let _ = host.ask(&["upgrade", "web", "--image", image, "--no-wait"]);
@@ -317,7 +304,7 @@ fn one_that_is_called_off_at_any_moment_leaves_nothing_behind() {
     let at = port();
     let image = app("http");
     let host = Host::up(directory.path(), &service(&image, at, "replicas = 2"));
-    text(client(at).ask("GET", "/", b""));
+    text(Client::of(at).ask("GET", "/", b""));
     let pid = host.pid().expect("it runs");
     let before = open_files(pid);
     let images = [1, 2].map(|number| another_version(directory.path(), &image, number));
@@ -357,14 +344,14 @@ fn a_canary_gets_its_share_and_the_rest_when_it_is_good() {
     let config = "steps = [20, 60], period = \"1s\", connections = 0";
     let toml = with_plugin("upgrader", &policy("canary-judge"), config) + &service(&image, at, "");
     let host = Host::up(directory.path(), &toml);
-    let mut old = client(at);
+    let mut old = Client::of(at);
     text(old.ask("GET", "/", b""));
     let new_image = another_version(directory.path(), &image, 1);
     let new_image = new_image.to_str().unwrap();
     let _ = host.ask(&["upgrade", "web", "--image", new_image, "--no-wait"]);
     host.until_event("web.0", "upgrade-shared", 0);
     for _ in 0..100 {
-        text(client(at).ask("GET", "/", b""));
+        text(Client::of(at).ask("GET", "/", b""));
     }
     host.until_event("web.0", "upgraded", 0);
     // Both took part; who was there before is still with the old one.

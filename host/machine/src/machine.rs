@@ -141,10 +141,7 @@ impl Machine {
         config: &BootConfig,
         backends: Vec<Backend>,
     ) -> Result<Self, Error> {
-        let declared = image.manifest().devices.iter().map(|device| device.kind);
-        if !declared.eq(backends.iter().map(Backend::kind)) {
-            return Err(Error::Defect("back ends that are not the manifest's"));
-        }
+        check_backends(image, &backends)?;
         let is_hvt = image.manifest().contract == Contract::Hvt;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
@@ -522,6 +519,20 @@ impl Machine {
 
 fn fault(cause: Cause, registers: kvm_regs) -> Exit {
     Exit::Fault(Box::new(Fault::new(cause, registers)))
+}
+
+/// Whether these are of the kinds that an image's manifest declares, in that order.
+///
+/// # Errors
+///
+/// [`Error::Defect`], when they are not.
+pub(crate) fn check_backends(image: &Image, backends: &[Backend]) -> Result<(), Error> {
+    let declared = image.manifest().devices.iter().map(|device| device.kind);
+    if declared.eq(backends.iter().map(Backend::kind)) {
+        Ok(())
+    } else {
+        Err(Error::Defect("back ends that are not the manifest's"))
+    }
 }
 
 /// The system page of a guest with wharf's contract.

@@ -1,6 +1,7 @@
 //! Text that may hold anything, on its way to a line that must not.
 
 use std::error::Error;
+use std::path::Path;
 
 use wharf_model::policy::check::commands_terminal;
 
@@ -28,6 +29,12 @@ pub fn one_line(error: &dyn Error) -> String {
 #[must_use]
 pub fn printable(text: &str) -> String {
     escape(text, &[])
+}
+
+/// A path as a terminal may have it.
+#[must_use]
+pub fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
 }
 
 /// As [`printable`], but newlines and tabs stay.

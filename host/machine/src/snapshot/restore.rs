@@ -12,7 +12,7 @@ use crate::boot::{self, BootConfig};
 use crate::device::{Backend, Devices};
 use crate::image::Image;
 use crate::layout::Layout;
-use crate::machine::{Hypervisor, Machine, Standing, assemble, system_page};
+use crate::machine::{Hypervisor, Machine, Standing, assemble, check_backends, system_page};
 use crate::memory::{GuestMemory, Vm};
 use crate::space::AddressSpace;
 use crate::vcpu::{Start, Vcpu};
@@ -184,10 +184,7 @@ impl Prepared {
             layout,
             ..
         } = snapshot.as_ref();
-        let declared = image.manifest().devices.iter().map(|device| device.kind);
-        if !declared.eq(backends.iter().map(Backend::kind)) {
-            return Err(Error::Defect("back ends that are not the manifest's").into());
-        }
+        check_backends(image, &backends)?;
         let mut seed = [0; 32];
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
         let mut origin = state.origin.clone();

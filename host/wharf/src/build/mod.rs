@@ -35,6 +35,17 @@ pub struct BuildOptions {
     pub progress: Progress,
 }
 
+impl BuildOptions {
+    /// As images are built when nobody says otherwise.
+    #[must_use]
+    pub const fn new(progress: Progress) -> Self {
+        Self {
+            position_independent: true,
+            progress,
+        }
+    }
+}
+
 impl Source {
     /// Returns the path of an image that [`Image::open`] accepts, building it
     /// when the source is a package. An artefact is not looked at.

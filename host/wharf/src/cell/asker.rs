@@ -2,7 +2,6 @@
 //! upgrader, whose answer the supervisor must not wait for.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -14,7 +13,7 @@ use wharf_policy::Slots;
 
 use super::{CellError, TaskSpec};
 use crate::device::attach;
-use crate::text::one_line;
+use crate::text::{one_line, shown};
 
 /// What it is to do.
 pub(super) enum Job {
@@ -129,8 +128,4 @@ fn prepare(
         digest,
         running,
     })
-}
-
-fn shown(path: &Path) -> String {
-    crate::text::printable(&path.display().to_string())
 }

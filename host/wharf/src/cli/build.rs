@@ -12,7 +12,7 @@ use wharf_policy::{Engine, Plugin};
 
 use super::output;
 use crate::build::{BuildOptions, Progress, Source};
-use crate::text::printable;
+use crate::text::shown;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     }
     // A program gets the path's own bytes; a terminal would obey some of them.
     let shown = if std::io::stdout().is_terminal() {
-        printable(&path.display().to_string()).into_bytes()
+        shown(&path).into_bytes()
     } else {
         path.as_os_str().as_bytes().to_owned()
     };

@@ -14,11 +14,8 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let findings = examine(&Facts::gather());
-    let report = if args.json {
-        output::json(&findings)?
-    } else {
+    output::result(args.json, &findings, || {
         Table::new(&findings, output::colour()).to_string()
-    };
-    output::print(report.as_bytes())?;
+    })?;
     Ok(if guests_run(&findings) { 0 } else { REFUSED })
 }

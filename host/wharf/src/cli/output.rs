@@ -17,10 +17,20 @@ pub(super) fn print(result: &[u8]) -> anyhow::Result<()> {
 }
 
 /// A value as the JSON that `--json` prints.
-pub(super) fn json(value: &impl serde::Serialize) -> serde_json::Result<String> {
+pub(super) fn json<T: serde::Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
     let mut json = serde_json::to_string_pretty(value)?;
     json.push('\n');
     Ok(json)
+}
+
+/// Writes a result as JSON when that is wanted, else as `text` has it.
+pub(super) fn result<T: serde::Serialize + ?Sized>(
+    is_json: bool,
+    value: &T,
+    text: impl FnOnce() -> String,
+) -> anyhow::Result<()> {
+    let result = if is_json { json(value)? } else { text() };
+    print(result.as_bytes())
 }
 
 /// How long a message waits for somebody to read standard error. A reader that

@@ -20,12 +20,7 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let tasks = args.host.client()?.tasks(None)?;
-    let report = if args.json {
-        output::json(&tasks)?
-    } else {
-        report(&tasks)
-    };
-    output::print(report.as_bytes())?;
+    output::result(args.json, &tasks, || report(&tasks))?;
     Ok(0)
 }
 

@@ -94,10 +94,7 @@ pub(super) fn run(args: Args, progress: Progress) -> anyhow::Result<u8> {
             Origin::Snapshot(Arc::new(snapshot))
         }
         (None, image) => {
-            let options = BuildOptions {
-                position_independent: true,
-                progress,
-            };
+            let options = BuildOptions::new(progress);
             let source = Source::find(&image.unwrap_or_default())?;
             Origin::Image(Arc::new(Image::open(&source.image_path(options)?)?))
         }

@@ -34,12 +34,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let file = std::path::absolute(&args.file).context("cannot find the current directory")?;
     let client = args.host.client()?;
     let status = client.snapshot(&args.task, &SnapshotRequest { file })?;
-    let text = if args.json {
-        output::json(&status)?
-    } else {
-        report(&status)
-    };
-    output::print(text.as_bytes())?;
+    output::result(args.json, &status, || report(&status))?;
     Ok(0)
 }
 

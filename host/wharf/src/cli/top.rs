@@ -47,12 +47,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     thread::sleep(PERIOD);
     let mut usages = Sample::take(&client)?.since(&first);
     sort(&mut usages, Order::Cpu);
-    let report = if args.json {
-        output::json(&usages)?
-    } else {
-        report(&usages)
-    };
-    output::print(report.as_bytes())?;
+    output::result(args.json, &usages, || report(&usages))?;
     Ok(0)
 }
 

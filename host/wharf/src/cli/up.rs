@@ -23,7 +23,7 @@ use crate::control::{self, Client, ServeConfig, Server};
 use crate::device::attach;
 use crate::net::Tap;
 use crate::run::signals::block_stops;
-use crate::text::{one_line, printable, visible};
+use crate::text::{one_line, shown, visible};
 
 /// How long a detached host may take to bring its tasks up.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -87,11 +87,6 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
     } else {
         serve(args, &config, &socket, progress)
     }
-}
-
-/// A path as a terminal may have it.
-fn shown(path: &Path) -> String {
-    printable(&path.display().to_string())
 }
 
 /// Every problem on a line of its own; the status of a refusal.
@@ -165,10 +160,7 @@ fn specs(
     routed: bool,
     progress: Progress,
 ) -> anyhow::Result<Vec<TaskSpec>> {
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     let mut specs = Vec::new();
     for task in tasks {
         if task.spec.clones.is_some() {
@@ -260,10 +252,7 @@ fn try_devices(spec: &TaskSpec, image: &Image, routed: bool) -> anyhow::Result<(
 /// The plugins that the file names, built where they have to be.
 fn policies(policies: &Policies, progress: Progress) -> anyhow::Result<Vec<PolicySpec>> {
     let mut specs = Vec::new();
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     for (slot, policy) in policies.all() {
         let built = Source::find(&policy.plugin).and_then(|it| it.plugin_path(options));
         let plugin = built.with_context(|| format!("[policy.{slot}]"))?;

@@ -56,10 +56,7 @@ struct Wait {
 
 /// Runs `wharf upgrade`.
 pub(super) fn run(args: &Upgrade, progress: Progress) -> anyhow::Result<u8> {
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     let image = Source::find(&args.image)?.image_path(options)?;
     let image = whole_path(&image)?;
     let client = args.wait.host.client()?;
@@ -86,12 +83,7 @@ fn finish(client: &Client, begun: UpgradeStatus, wait: &Wait) -> anyhow::Result<
         status = client.upgrade_status(status.id)?;
     }
     drop(waiting);
-    let text = if wait.json {
-        output::json(&status)?
-    } else {
-        report(&status)
-    };
-    output::print(text.as_bytes())?;
+    output::result(wait.json, &status, || report(&status))?;
     match status.state {
         UpgradeState::Running | UpgradeState::Kept => Ok(0),
         UpgradeState::Refused | UpgradeState::RolledBack => {

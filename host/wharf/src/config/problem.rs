@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use crate::text::printable;
+use crate::text::{printable, shown};
 
 /// One thing that is wrong in a file, where, and what to change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl fmt::Display for Problem {
             message,
         } = self;
         // Neither the file's name nor what stands in it commands a terminal.
-        let file = printable(&file.display().to_string());
+        let file = shown(file);
         let message = printable(message);
         write!(f, "{file}:{line}:{column}: {message}")
     }

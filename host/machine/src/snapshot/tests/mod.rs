@@ -22,6 +22,9 @@ use guest::{
     word,
 };
 
+/// What the first clone gets.
+const SECOND: RestoreConfig = RestoreConfig { generation: 2 };
+
 fn boot(kvm: &Hypervisor, image: &crate::image::Image, backends: Vec<Backend>) -> Machine {
     let config = BootConfig {
         memory: 4 << 20,
@@ -238,13 +241,16 @@ fn disk(count: u64) -> (TestDisk, Vec<Backend>) {
     (disk.clone(), vec![Backend::Block(Box::new(disk))])
 }
 
+/// A guest that reads its disk over and over.
+fn disk_driver() -> crate::image::Image {
+    let manifest = Manifest::new("driver", "1");
+    driver(manifest.with_device(DeviceKind::Block, "data"), true)
+}
+
 #[test]
 fn a_ring_goes_on_around_and_around() {
     let Some(kvm) = kvm() else { return };
-    let image = driver(
-        Manifest::new("driver", "1").with_device(DeviceKind::Block, "data"),
-        true,
-    );
+    let image = disk_driver();
     let (_, backends) = disk(0);
     let mut machine = boot(&kvm, &image, backends);
     to_served_wait(&mut machine, None);
@@ -257,8 +263,7 @@ fn a_ring_goes_on_around_and_around() {
     let frozen = Frozen::new(&saved, &image);
     let snapshot = frozen.open(&kvm);
     let (disk, backends) = disk(100);
-    let config = RestoreConfig { generation: 2 };
-    let mut clone = Machine::restore(&kvm, &snapshot, config, backends).unwrap();
+    let mut clone = Machine::restore(&kvm, &snapshot, SECOND, backends).unwrap();
     let used = |machine: &Machine| word(machine, USED) >> 16 & 0xFFFF;
     assert_eq!(used(&clone), 13);
     clone.serve().unwrap();
@@ -277,10 +282,7 @@ fn a_ring_goes_on_around_and_around() {
 #[test]
 fn a_driver_that_has_hidden_its_set_up_is_not_saved() {
     let Some(kvm) = kvm() else { return };
-    let image = driver(
-        Manifest::new("driver", "1").with_device(DeviceKind::Block, "data"),
-        true,
-    );
+    let image = disk_driver();
     let mut machine = boot(&kvm, &image, disk(0).1);
     to_served_wait(&mut machine, None);
     let page = machine.layout().devices.unwrap().gpa;
@@ -329,7 +331,6 @@ fn a_buffer_that_waited_for_input_waits_in_the_clone_and_the_end_stays_the_end()
         Manifest::new("driver", "1").with_device(DeviceKind::Console, "input"),
         false,
     );
-    let config = RestoreConfig { generation: 2 };
     for (text, then, expected) in [
         (Some(b"".as_slice()), Some(b"typed".as_slice()), b"typed"),
         (None, Some(b"typed"), b"\0\0\0\0\0"),
@@ -339,7 +340,7 @@ fn a_buffer_that_waited_for_input_waits_in_the_clone_and_the_end_stays_the_end()
         let saved = machine.save(Some(Answer::ok(0))).unwrap();
         let frozen = Frozen::new(&saved, &image);
         let snapshot = frozen.open(&kvm);
-        let mut clone = Machine::restore(&kvm, &snapshot, config, console(then)).unwrap();
+        let mut clone = Machine::restore(&kvm, &snapshot, SECOND, console(then)).unwrap();
         clone.serve().unwrap();
         to_served_wait(&mut clone, None);
         let slice = UserSlice {
@@ -433,19 +434,15 @@ fn forged_registers_fault_their_own_guest() {
 #[test]
 fn forged_devices_are_refused_or_fault_their_own_guest() {
     let Some(kvm) = kvm() else { return };
-    let image = driver(
-        Manifest::new("driver", "1").with_device(DeviceKind::Block, "data"),
-        true,
-    );
+    let image = disk_driver();
     let mut machine = boot(&kvm, &image, disk(0).1);
     to_served_wait(&mut machine, None);
     let mut saved = machine.save(Some(Answer::ok(0))).unwrap();
-    let config = RestoreConfig { generation: 2 };
     // Far from where the ring is.
     saved.state.devices[0].queues.as_mut().unwrap()[0] = Some(30_000);
     let frozen = Frozen::new(&saved, &image);
     let snapshot = frozen.open(&kvm);
-    let mut clone = Machine::restore(&kvm, &snapshot, config, disk(0).1).unwrap();
+    let mut clone = Machine::restore(&kvm, &snapshot, SECOND, disk(0).1).unwrap();
     let fault = clone.serve().unwrap_err();
     assert!(matches!(fault.cause, Cause::Device(_)), "{fault:?}");
     // A queue that the page does not speak of, and one that it speaks of missing.
@@ -456,14 +453,14 @@ fn forged_devices_are_refused_or_fault_their_own_guest() {
         saved.state.devices[0].queues = Some(queues);
         let frozen = Frozen::new(&saved, &image);
         let snapshot = frozen.open(&kvm);
-        let refused = Machine::restore(&kvm, &snapshot, config, disk(0).1).unwrap_err();
+        let refused = Machine::restore(&kvm, &snapshot, SECOND, disk(0).1).unwrap_err();
         assert!(
             matches!(refused, RestoreError::Device { device: 0, .. }),
             "{refused}"
         );
     }
     let snapshot = Frozen::new(&machine.save(Some(Answer::ok(0))).unwrap(), &image).open(&kvm);
-    let refused = Machine::restore(&kvm, &snapshot, config, Vec::new()).unwrap_err();
+    let refused = Machine::restore(&kvm, &snapshot, SECOND, Vec::new()).unwrap_err();
     assert!(matches!(refused, RestoreError::Host(_)), "{refused}");
 }
 
@@ -476,8 +473,7 @@ fn a_clock_from_before_the_machine_was_up_is_refused() {
     let mut saved = machine.save(Some(Answer::ok(0))).unwrap();
     saved.state.monotonic_ns = u64::MAX;
     let snapshot = Frozen::new(&saved, &image).open(&kvm);
-    let config = RestoreConfig { generation: 2 };
-    let refused = Machine::restore(&kvm, &snapshot, config, Vec::new()).unwrap_err();
+    let refused = Machine::restore(&kvm, &snapshot, SECOND, Vec::new()).unwrap_err();
     assert!(matches!(refused, RestoreError::TooYoung), "{refused}");
 }
 
@@ -492,7 +488,6 @@ fn how_long_a_clone_takes_beside_a_bare_start() {
     let saved = machine.save(Some(Answer::ok(0))).unwrap();
     let paused = began.elapsed();
     let snapshot = Frozen::new(&saved, &image).open(&kvm);
-    let config = RestoreConfig { generation: 2 };
     let [mut bare, mut cloned] = [Vec::new(), Vec::new()];
     for _ in 0..20 {
         let began = Instant::now();
@@ -501,7 +496,7 @@ fn how_long_a_clone_takes_beside_a_bare_start() {
         bare.push(began.elapsed());
         drop(machine);
         let began = Instant::now();
-        let mut clone = Machine::restore(&kvm, &snapshot, config, Vec::new()).unwrap();
+        let mut clone = Machine::restore(&kvm, &snapshot, SECOND, Vec::new()).unwrap();
         clone.enter(None).unwrap();
         cloned.push(began.elapsed());
     }

@@ -261,16 +261,7 @@ impl Supervisor {
                     Err(_) => Going::Over,
                 },
                 recv(requests) -> request => match request {
-                    Ok(Request { command: Command::Snapshot { selector, file }, reply }) => {
-                        self.snapshot(selector, file, &reply);
-                        Going::On
-                    }
-                    Ok(Request { command, reply }) => {
-                        let (answer, going) = self.obey(command);
-                        // Who asked may have gone; that changes nothing here.
-                        let _ = reply.send(answer);
-                        going
-                    }
+                    Ok(request) => self.obey(request),
                     // Nobody can ask any more, nor end the cell: it ends.
                     Err(_) => self.tell(Fact::Down),
                 },
@@ -370,8 +361,9 @@ impl Supervisor {
         }
     }
 
-    fn obey(&mut self, command: Command) -> (Reply, Going) {
-        match command {
+    fn obey(&mut self, request: Request) -> Going {
+        let Request { command, reply } = request;
+        let (answer, going) = match command {
             Command::Tasks => (Reply::Tasks(self.statuses()), Going::On),
             Command::Stop(selector) => {
                 self.cancel_upgrades(&self.find(&selector), "the task was stopped meanwhile");
@@ -388,15 +380,21 @@ impl Supervisor {
             }
             Command::Upgrade { selector, image } => (self.upgrade(selector, &image), Going::On),
             Command::Rollback(selector) => (self.roll_back(selector), Going::On),
-            // It is answered by whoever writes it.
-            Command::Snapshot { .. } => (Reply::Begun, Going::On),
+            Command::Snapshot { selector, file } => {
+                // It is answered by whoever writes it.
+                self.snapshot(selector, file, &reply);
+                return Going::On;
+            }
             Command::Upgrades => (Reply::Upgrades(self.upgrades()), Going::On),
             Command::Down => {
                 let all: Vec<usize> = (0..self.members.len()).collect();
                 self.cancel_upgrades(&all, "the host ends");
                 (Reply::Begun, self.tell(Fact::Down))
             }
-        }
+        };
+        // Who asked may have gone; that changes nothing here.
+        let _ = reply.send(answer);
+        going
     }
 
     fn each(&mut self, selector: Selector, fact: impl Fn(usize) -> Fact) -> (Reply, Going) {

@@ -1,6 +1,6 @@
 //! Snapshots: a guest frozen between two of its turns, and written while it goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use super::Supervisor;
 use crate::cell::events::EventLog;
 use crate::cell::protocol::{EventKind, NoSuchTask, Reply, Selector, SnapshotStatus};
 use crate::cell::worker::{Frozen, Mailbox, ToWorker};
-use crate::text::one_line;
+use crate::text::{one_line, shown};
 
 /// Snapshots that are written at a time: each is a guest's memory once more.
 const WRITERS_MAX: usize = 4;
@@ -130,8 +130,4 @@ impl Work {
             took_ns: super::upgrade::nanos(start.elapsed()),
         })
     }
-}
-
-fn shown(path: &Path) -> String {
-    crate::text::printable(&path.display().to_string())
 }

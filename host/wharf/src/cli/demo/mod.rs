@@ -84,10 +84,7 @@ struct Built {
 
 impl Built {
     fn new(sources: &Path, progress: Progress) -> anyhow::Result<Self> {
-        let options = BuildOptions {
-            position_independent: true,
-            progress,
-        };
+        let options = BuildOptions::new(progress);
         let app = |name: &str| -> anyhow::Result<PathBuf> {
             let source = sources.join(format!("guest-kernel/apps#{name}"));
             Ok(Source::find(&source)?.image_path(options)?.canonicalize()?)
@@ -256,7 +253,7 @@ impl Tour {
             Ok(what) => what.clone(),
             Err(error) => one_line(error.as_ref()),
         };
-        let (requests, worst) = (seen.requests, shown(seen.worst));
+        let (requests, worst) = (seen.requests, millis(seen.worst));
         say(&format!(
             "{step}: {what} ({requests} requests, the slowest {worst})"
         ))?;
@@ -422,7 +419,7 @@ impl Tour {
 fn finish(rows: Vec<Row>, total: &Total, went: &anyhow::Result<()>) -> anyhow::Result<u8> {
     let mut steps = table::new(&["STEP", ">REQUESTS", ">SLOWEST", "WHAT HAPPENED"]);
     for row in rows {
-        let worst = shown(row.worst);
+        let worst = millis(row.worst);
         steps.add_row([
             row.step.to_owned(),
             row.requests.to_string(),
@@ -448,7 +445,7 @@ fn finish(rows: Vec<Row>, total: &Total, went: &anyhow::Result<()>) -> anyhow::R
     })
 }
 
-fn shown(time: Duration) -> String {
+fn millis(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 

@@ -69,19 +69,11 @@ struct Device<'a> {
 
 /// Runs the command.
 pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     let path = Source::find(&args.image)?.image_path(options)?;
     let image = Image::open(&path)?;
     let report = Report::new(&path, &image);
-    let text = if args.json {
-        output::json(&report)?
-    } else {
-        report.text(Facts::new())
-    };
-    output::print(text.as_bytes())?;
+    output::result(args.json, &report, || report.text(Facts::new()))?;
     Ok(0)
 }
 

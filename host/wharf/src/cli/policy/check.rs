@@ -48,20 +48,12 @@ struct Report<'a> {
 
 /// Runs the command.
 pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     let path = Source::find(&args.plugin)?.plugin_path(options)?;
     let plugin = Plugin::open(&Engine::new(None)?, &path)
         .with_context(|| format!("{} is no plugin", path.display()))?;
     let report = Report::new(&path, &plugin);
-    let text = if args.json {
-        output::json(&report)?
-    } else {
-        report.text(Facts::new())
-    };
-    output::print(text.as_bytes())?;
+    output::result(args.json, &report, || report.text(Facts::new()))?;
     Ok(0)
 }
 

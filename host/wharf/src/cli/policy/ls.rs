@@ -21,12 +21,7 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let slots = args.host.client()?.policies()?;
-    let report = if args.json {
-        output::json(&slots)?
-    } else {
-        report(&slots)
-    };
-    output::print(report.as_bytes())?;
+    output::result(args.json, &slots, || report(&slots))?;
     Ok(0)
 }
 

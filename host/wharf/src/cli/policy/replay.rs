@@ -41,10 +41,7 @@ pub(super) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     let path = Source::find(&args.plugin)?.plugin_path(options)?;
     let named = || path.display().to_string();
     let engine = Engine::new(wharf_policy::default_cache().as_deref())?;

@@ -23,9 +23,7 @@ pub(super) struct Args {
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let done = args.host.client()?.rollback(args.slot)?;
-    let report = if args.json {
-        output::json(&done)?
-    } else {
+    output::result(args.json, &done, || {
         format!(
             "{}: back to {} from {}, callers waited {}\n",
             args.slot,
@@ -33,7 +31,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
             done.old,
             table::time(done.pause_ns)
         )
-    };
-    output::print(report.as_bytes())?;
+    })?;
     Ok(0)
 }

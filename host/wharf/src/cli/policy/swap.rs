@@ -68,12 +68,7 @@ pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
         discard_state: args.discard_state,
     };
     let done = patiently(|| client.swap(args.slot, &request))??;
-    let report = if args.json {
-        output::json(&done)?
-    } else {
-        report(args.slot, &done)
-    };
-    output::print(report.as_bytes())?;
+    output::result(args.json, &done, || report(args.slot, &done))?;
     Ok(0)
 }
 
@@ -96,10 +91,7 @@ fn artefact(plugin: &Path, progress: Progress) -> anyhow::Result<PathBuf> {
     if plugin.as_os_str() == BUILT_IN {
         return Ok(plugin.to_owned());
     }
-    let options = BuildOptions {
-        position_independent: true,
-        progress,
-    };
+    let options = BuildOptions::new(progress);
     whole_path(&Source::find(plugin)?.plugin_path(options)?)
 }
 

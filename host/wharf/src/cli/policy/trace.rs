@@ -13,7 +13,7 @@ use wharf_policy::TraceLine;
 use super::slot_parser;
 use crate::cli::host::{Host, Waiting};
 use crate::cli::output;
-use crate::text::printable;
+use crate::text::shown;
 use crate::units::{parse_duration, parse_size};
 
 #[derive(Debug, clap::Args)]
@@ -46,7 +46,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let client = args.host.client()?;
     let lines = client.trace(args.slot, args.count, args.time)?;
-    let name = printable(&args.file.display().to_string());
+    let name = shown(&args.file);
     let file = File::create(&args.file).with_context(|| format!("cannot write {name}"))?;
     let mut file = BufWriter::new(file);
     let (mut written, mut seen, mut left_out) = (0_u64, 0_u64, 0_u64);
