@@ -303,6 +303,8 @@ fn a_shadow_ends_with_the_client_that_wants_it() {
     let _ = host.ask(&["policy", "swap", "upgrader", "--dry-run", path]);
     let before = host.until("it has been tried", || {
         let count = changes();
+        // The thread that has just answered has yet to end.
+        std::thread::sleep(std::time::Duration::from_millis(100));
         (count == changes()).then_some(count)
     });
     let mut swap = host.command(&["policy", "swap", "upgrader", "--shadow", "1", path]);
