@@ -48,7 +48,7 @@ pub enum Restart {
 }
 
 /// One life of one replica. Replicas are numbered through the cell, from 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TaskKey {
     /// Which replica.
     pub replica: usize,
@@ -57,7 +57,7 @@ pub struct TaskKey {
 }
 
 /// What the cell is told of a replica when it is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
     /// Which task it belongs to; tasks are numbered in their order.
     pub task: usize,
@@ -139,7 +139,8 @@ pub enum Action {
 }
 
 /// Where a replica is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum State {
     /// It does not live and is not to.
     Down,
@@ -163,7 +164,8 @@ pub enum State {
 }
 
 /// What the operator wants of a replica that has been told to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Wish {
     /// That it runs; it was not told.
     Run,
@@ -173,7 +175,7 @@ enum Wish {
     Again,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Slot {
     replica: Replica,
     state: State,
@@ -186,11 +188,12 @@ struct Slot {
     ended: Option<Outcome>,
 }
 
-/// All replicas of a cell.
-#[derive(Clone, Debug)]
+/// All replicas of a cell. Serialised, it goes on in another process of the same machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
     slots: Vec<Slot>,
     /// Which workers said that they are idle and were given nothing since.
+    #[serde(skip)]
     idle: Vec<bool>,
     going_down: bool,
 }
@@ -214,6 +217,22 @@ impl Cell {
             idle: vec![false; workers.max(1)],
             going_down: false,
         }
+    }
+
+    /// The same cell on other workers, at least one. What lives is where `place` says.
+    #[must_use]
+    pub fn moved_to(mut self, workers: usize, place: impl Fn(TaskKey) -> Option<usize>) -> Self {
+        self.idle = vec![false; workers.max(1)];
+        for (replica, slot) in self.slots.iter_mut().enumerate() {
+            let key = TaskKey {
+                replica,
+                generation: slot.generation,
+            };
+            if let State::Up { worker, .. } | State::Starting { worker } = &mut slot.state {
+                *worker = place(key).unwrap_or(0);
+            }
+        }
+        self
     }
 
     /// Where a replica is.

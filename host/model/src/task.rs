@@ -27,6 +27,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use wharf_abi::{Answer, Interest};
 
 use crate::{Instant, Outcome, Stop};
@@ -112,8 +113,8 @@ pub enum Action {
     End(Outcome),
 }
 
-/// One task's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One task's state. Serialised, it goes on in another process of the same machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     state: State,
     limit: Option<Instant>,
@@ -128,7 +129,8 @@ pub struct Task {
     is_ready: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum State {
     New,
     Running,
@@ -136,15 +138,17 @@ enum State {
     HandedOver,
     Waiting {
         deadline: Option<Instant>,
+        #[serde(with = "bits")]
         interest: Interest,
         /// Devices that had something for the guest when they were looked at last.
+        #[serde(with = "bits")]
         devices: Interest,
     },
     Ended(Outcome),
 }
 
 /// A cooperative guest's last moments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Stopping {
     reason: Stop,
     ends: Instant,
@@ -371,6 +375,22 @@ fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (one, other) => one.or(other),
+    }
+}
+
+/// Interests as the number that guests know them by.
+mod bits {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+    use wharf_abi::Interest;
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(it: &Interest, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(it.bits())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Interest, D::Error> {
+        let bits = u64::deserialize(from)?;
+        Interest::from_bits(bits).ok_or_else(|| de::Error::custom("interest in what is not there"))
     }
 }
 

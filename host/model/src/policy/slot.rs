@@ -99,8 +99,8 @@ pub enum Action {
     Retry,
 }
 
-/// One slot.
-#[derive(Clone, Debug)]
+/// One slot. Serialised, it goes on in another process of the same machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slot {
     state: State,
     since: Instant,

@@ -484,3 +484,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_task_goes_on_in_another_process_where_it_was() {
+    let mut task = Task::new(None);
+    task.handle(Instant::from_nanos(0), Event::Start);
+    let wait = Event::Wait {
+        deadline: Some(Instant::from_nanos(50)),
+        interest: Interest::STOP.union(Interest::device(0)).bits(),
+        ready: Interest::NONE,
+    };
+    task.handle(Instant::from_nanos(1), wait);
+    let text = serde_json::to_string(&task).unwrap();
+    let mut other: Task = serde_json::from_str(&text).unwrap();
+    assert_eq!(other, task);
+    let ready = Interest::device(0);
+    let answer = Action::Enter(Some(Answer::ok(ready.bits())));
+    let look = Event::Devices { ready };
+    assert_eq!(other.handle(Instant::from_nanos(2), look), answer);
+    let forged = text.replace(
+        &ready.union(Interest::STOP).bits().to_string(),
+        "8388608000",
+    );
+    assert_ne!(forged, text);
+    assert!(serde_json::from_str::<Task>(&forged).is_err());
+}
