@@ -15,8 +15,9 @@ use wharf_model::policy::{
     Endpoint, Question, SlotName, Target, Verdict, View,
 };
 use wharf_policy::{
-    By, Notice, NoticeKind, OnFault, Plugin, ReplayOptions, RollbackRefusal, Slot, SlotConfig,
-    Slots, StateMoved, SwapOptions, SwapRefusal, TaskFacts, Trace, TraceLine, replay,
+    By, CarriedSlots, CarryError, Notice, NoticeKind, OnFault, Plugin, ReplayOptions,
+    RollbackRefusal, Slot, SlotConfig, Slots, StateMoved, SwapOptions, SwapRefusal, TaskFacts,
+    Trace, TraceLine, replay,
 };
 use wharf_tests::host::{PATIENCE, poll};
 use wharf_tests::plugin::{LOG, PluginWat};
@@ -293,6 +294,64 @@ fn a_fault_on_probation_is_answered_and_the_one_before_is_back_with_its_state() 
     );
     assert_eq!(host.state(), State::Active);
     assert_eq!(count(&host), 2);
+}
+
+/// The slots of another process that goes on where these were.
+fn carried(host: &Host) -> Host {
+    let carried = host.slots.carry();
+    let text = serde_json::to_vec(&carried).unwrap();
+    let components = carried.components;
+    let mut carried: CarriedSlots = serde_json::from_slice(&text).unwrap();
+    let other = Host::new();
+    let refusal = other.slots.go_on(&carried).unwrap_err();
+    assert!(
+        matches!(refusal, CarryError::NoComponent { .. }),
+        "{refusal}"
+    );
+    carried.components = components;
+    other.slots.go_on(&carried).unwrap();
+    other
+}
+
+#[test]
+fn a_slot_goes_on_in_another_process_with_its_state_and_its_probation() {
+    let host = Host::new();
+    host.swap(&counter("1.0.0")).unwrap();
+    count(&host);
+    host.until(NoticeKind::Confirmed);
+    host.swap(&elsewhere("unreachable")).unwrap();
+    choice(&host.scheduler().ask(&question(0)));
+    let other = carried(&host);
+    assert_eq!(other.state(), State::Probation);
+    let (was, is) = (host.scheduler().status(), other.scheduler().status());
+    assert_eq!((is.calls, is.swaps, is.digest), (1, 2, was.digest));
+    assert_eq!((is.p99_ns, is.times), (was.p99_ns, was.times));
+    // It fails there, and what was kept warm here is back there.
+    let said = choice(&other.scheduler().ask(&question(1)));
+    assert_eq!((said.replica, said.generation), (0, 5));
+    other.until(NoticeKind::RolledBack);
+    assert_eq!(other.state(), State::Active);
+    assert_eq!(count(&other), 2);
+    // Nothing of that has happened here.
+    assert_eq!(host.state(), State::Probation);
+}
+
+#[test]
+fn what_a_slot_can_go_back_to_is_carried_too() {
+    let host = Host::new();
+    host.swap(&counter("1.0.0")).unwrap();
+    assert_eq!(count(&host), 1);
+    host.swap(&last()).unwrap();
+    let other = carried(&host);
+    let back = other.scheduler().rollback().unwrap();
+    assert_eq!(back.new, "counter 1.0.0");
+    assert_eq!(count(&other), 2);
+    let quarantined = Host::new();
+    quarantined.swap(&elsewhere("unreachable")).unwrap();
+    choice(&quarantined.scheduler().ask(&question(1)));
+    let other = carried(&quarantined);
+    assert_eq!(other.state(), State::Quarantined);
+    other.until(NoticeKind::Restored);
 }
 
 /// Who was rolled back from is not wanted, not even when who came back fails at once.

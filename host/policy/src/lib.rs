@@ -48,10 +48,11 @@ pub use notice::{Notice, NoticeKind};
 pub use plugin::{Identity, Plugin, Refusal, Surface, digest};
 pub use seen::{By, Seen};
 pub use slot::{
-    Difference, NothingThere, OnFault, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
-    Slot, SlotConfig, SlotStatus, StateMoved, SwapOptions, SwapRefusal, Swapped,
+    CarriedSlot, CarryError, Difference, NothingThere, OnFault, Rehearsal, Removed,
+    RollbackRefusal, RolledBack, Shadowed, Slot, SlotConfig, SlotStatus, StateMoved, SwapOptions,
+    SwapRefusal, Swapped,
 };
-pub use slots::{OpenError, Slots};
+pub use slots::{CarriedSlots, OpenError, Slots};
 pub use stats::{BUCKETS_NS, CallTimes};
 pub use trace::{
     ReplayError, ReplayFailure, ReplayOptions, Replayed, TRACE_VERSION, Trace, TraceHeader,

@@ -105,8 +105,8 @@ pub struct Plugin {
     pub identity: Identity,
     /// SHA-256 of the component, in hexadecimal.
     pub digest: String,
-    /// Bytes of the component.
-    pub size: usize,
+    /// The component itself, for another process that is to go on with it.
+    pub component: Arc<[u8]>,
     /// What it imports and exports, by name.
     pub surface: Surface,
 }
@@ -184,7 +184,7 @@ impl Plugin {
                 oldest_schema: 0,
             },
             digest: digest(bytes),
-            size: bytes.len(),
+            component: bytes.into(),
             surface,
         });
         let said = Instance::new(&nameless)?.describe()?;

@@ -1,9 +1,11 @@
 //! The three slots of a host, the engine that their plugins run in, and the keeper.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use serde::{Deserialize, Serialize};
 use wharf_model::policy::SlotName;
 
 use crate::engine::{Engine, EngineError};
@@ -11,7 +13,7 @@ use crate::instance::TaskFacts;
 use crate::keeper::{Chore, Tell, keep};
 use crate::notice::Notice;
 use crate::plugin::{Plugin, Refusal};
-use crate::slot::{Slot, SlotConfig, SlotStatus};
+use crate::slot::{CarriedSlot, CarryError, Components, Slot, SlotConfig, SlotStatus};
 
 /// A plugin could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,22 @@ pub struct Slots {
     upgrader: Slot,
     cache: Option<PathBuf>,
     engine: Mutex<EngineState>,
+}
+
+/// All slots of a host as they were, for another process that goes on with them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CarriedSlots {
+    slots: Vec<CarriedSlot>,
+    /// By their digests. They go another way: they are large.
+    #[serde(skip)]
+    pub components: BTreeMap<String, Arc<[u8]>>,
+}
+
+impl Components for BTreeMap<String, Arc<[u8]>> {
+    fn need(&mut self, plugin: &Plugin) {
+        self.entry(plugin.digest.clone())
+            .or_insert_with(|| Arc::clone(&plugin.component));
+    }
 }
 
 /// The engine is made when the first plugin is opened, and the keeper with it.
@@ -95,6 +113,47 @@ impl Slots {
             path: path.to_owned(),
             source,
         })
+    }
+
+    /// All slots as they are, with the state of their plugins as it is now.
+    #[must_use]
+    pub fn carry(&self) -> CarriedSlots {
+        let mut components = BTreeMap::new();
+        let names = SlotName::ALL.into_iter();
+        let slots = names.map(|name| self.slot(name).carry(&mut components));
+        CarriedSlots {
+            slots: slots.collect(),
+            components,
+        }
+    }
+
+    /// Goes on where the slots of another process were. To be done before anything is
+    /// asked.
+    ///
+    /// # Errors
+    ///
+    /// When a plugin does not take up its work here.
+    pub fn go_on(self: &Arc<Self>, carried: &CarriedSlots) -> Result<(), CarryError> {
+        let mut opened: BTreeMap<String, Arc<Plugin>> = BTreeMap::new();
+        for it in &carried.slots {
+            let names = SlotName::ALL.into_iter().map(|name| self.slot(name));
+            let Some(slot) = names.into_iter().find(|slot| slot.is_of(it)) else {
+                continue;
+            };
+            slot.go_on(it, &mut |digest: &str| {
+                if let Some(plugin) = opened.get(digest) {
+                    return Ok(Arc::clone(plugin));
+                }
+                let slot = slot.name();
+                let component = carried.components.get(digest);
+                let component = component.ok_or(CarryError::NoComponent { slot })?;
+                let plugin = Plugin::new(&self.engine()?, component)
+                    .map_err(|source| CarryError::Refused { slot, source })?;
+                opened.insert(digest.to_owned(), Arc::clone(&plugin));
+                Ok(plugin)
+            })?;
+        }
+        Ok(())
     }
 
     fn engine(self: &Arc<Self>) -> Result<Engine, EngineError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 /// Upper bounds of the buckets in which all calls of a slot are counted, in
 /// nanoseconds; one bucket more takes the rest.
@@ -40,7 +41,7 @@ pub(crate) struct Stats {
 }
 
 /// Calls counted by how long they took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallTimes {
     /// Calls within each of [`BUCKETS_NS`] and above the one before it; the last
     /// number is of those above all.
@@ -49,7 +50,52 @@ pub struct CallTimes {
     pub sum_ns: u64,
 }
 
+/// What was counted, for another process to count on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Counted {
+    /// Times of the plugin in force, in nanoseconds, with how often each was.
+    current: Vec<(u64, u64)>,
+    total: CallTimes,
+    strikes: u64,
+    current_strikes: u64,
+    swaps: u64,
+    last_pause: Duration,
+}
+
 impl Stats {
+    /// What was counted so far.
+    pub(crate) fn counted(&self) -> Counted {
+        let times = self.current.iter().flat_map(Histogram::iter_recorded);
+        Counted {
+            current: times
+                .map(|it| (it.value_iterated_to(), it.count_at_value()))
+                .collect(),
+            total: self.total,
+            strikes: self.strikes,
+            current_strikes: self.current_strikes,
+            swaps: self.swaps,
+            last_pause: self.last_pause,
+        }
+    }
+
+    /// Counts on from there.
+    pub(crate) fn count_on(counted: &Counted) -> Self {
+        let mut stats = Self::new();
+        if let Some(current) = &mut stats.current {
+            for (value, count) in &counted.current {
+                current.saturating_record_n(*value, *count);
+            }
+        }
+        Self {
+            total: counted.total,
+            strikes: counted.strikes,
+            current_strikes: counted.current_strikes,
+            swaps: counted.swaps,
+            last_pause: counted.last_pause,
+            ..stats
+        }
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             // Two digits are 20 KiB; times above a second are counted as one.

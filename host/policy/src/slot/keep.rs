@@ -120,7 +120,7 @@ impl Slot {
 }
 
 /// An instance with the state that was last saved.
-fn make(installed: &Installed) -> Result<Instance, Fault> {
+pub(super) fn make(installed: &Installed) -> Result<Instance, Fault> {
     let mut instance = Instance::new(&installed.plugin)?;
     instance.configure(&installed.setup)?;
     if let Some(state) = &installed.state {

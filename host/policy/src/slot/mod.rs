@@ -13,6 +13,7 @@
 //! a plugin that trapped is made anew there, and until then what is built in
 //! answers.
 
+mod carry;
 mod change;
 mod gate;
 mod keep;
@@ -42,6 +43,8 @@ use crate::stats::{CallTimes, Stats};
 use gate::Gate;
 use places::Places;
 
+pub(crate) use carry::Components;
+pub use carry::{CarriedSlot, CarryError};
 pub use change::{
     Difference, NothingThere, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
     StateMoved, SwapOptions, SwapRefusal, Swapped,

@@ -64,7 +64,7 @@ impl<'a> Report<'a> {
             name: &plugin.identity.name,
             version: &plugin.identity.version,
             digest: &plugin.digest,
-            size_bytes: plugin.size,
+            size_bytes: plugin.component.len(),
             slots: plugin.slots().iter().map(|slot| slot.as_str()).collect(),
             imports: &plugin.surface.imports,
             exports: &plugin.surface.exports,
