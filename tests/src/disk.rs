@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use wharf_machine::Buffers;
 use wharf_machine::device::Disk;
+use wharf_machine::handover::Luggage;
 
 /// A disk in memory whose clones are the same disk.
 #[derive(Clone, Debug)]
@@ -115,5 +117,9 @@ impl Disk for TestDisk {
         let (at, len) = (at as usize, len as usize);
         self.bytes.lock().expect("no test panicked")[at..at + len].fill(0);
         Ok(())
+    }
+
+    fn carry(&self, _: &mut Luggage) -> io::Result<Value> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -19,6 +19,7 @@ pub mod guest;
 pub mod host;
 pub mod http;
 pub mod hvt;
+pub mod load;
 pub mod net;
 pub mod plugin;
 pub mod process;

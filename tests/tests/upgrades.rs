@@ -4,15 +4,14 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use wharf_tests::command::{another_version, app, policy};
 use wharf_tests::guest::kvm;
 use wharf_tests::host::{Host, Object, objects, poll};
 use wharf_tests::http::{Client, text};
+use wharf_tests::load::Load;
 use wharf_tests::net::port;
 use wharf_tests::process::open_files;
 
@@ -32,56 +31,6 @@ fn upgrade(host: &Host, image: &Path) -> wharf_tests::command::Printed {
 /// Why an upgrade was refused, having changed nothing.
 fn refusal(host: &Host, image: &Path) -> String {
     upgrade(host, image).refusal().to_owned()
-}
-
-/// Clients that ask without a pause, each on its own connection, until they are told to
-/// end.
-struct Load {
-    over: Arc<AtomicBool>,
-    answers: Arc<AtomicU64>,
-    clients: Vec<JoinHandle<Result<u64, String>>>,
-}
-
-impl Load {
-    fn start(port: u16, clients: usize, path: &'static str) -> Self {
-        let over = Arc::new(AtomicBool::new(false));
-        let answers = Arc::new(AtomicU64::new(0));
-        let client = |_| {
-            let (over, answers) = (Arc::clone(&over), Arc::clone(&answers));
-            let mut client = Client::of(port);
-            thread::spawn(move || {
-                let mut count = 0;
-                while !over.load(Ordering::Relaxed) {
-                    match client.ask("GET", path, b"") {
-                        Ok((200, _)) => count += 1,
-                        other => return Err(format!("after {count} answers: {other:?}")),
-                    }
-                    answers.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(count)
-            })
-        };
-        let clients = (0..clients).map(client).collect();
-        Self {
-            over,
-            answers,
-            clients,
-        }
-    }
-
-    /// Waits until so many more answers have come.
-    fn until_more(&self, count: u64) {
-        let wanted = self.answers.load(Ordering::Relaxed) + count;
-        let came = poll(|| (self.answers.load(Ordering::Relaxed) >= wanted).then_some(()));
-        came.expect("clients are answered");
-    }
-
-    /// Has them end; every request was answered.
-    fn end(self) -> u64 {
-        self.over.store(true, Ordering::Relaxed);
-        let counts = self.clients.into_iter();
-        counts.map(|it| it.join().unwrap().unwrap()).sum()
-    }
 }
 
 #[test]

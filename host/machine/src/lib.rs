@@ -37,6 +37,7 @@
 
 pub mod device;
 pub mod fault;
+pub mod handover;
 pub mod image;
 pub mod layout;
 pub mod memory;
@@ -54,6 +55,8 @@ mod machine;
 mod paging;
 mod report;
 mod space;
+#[cfg(test)]
+mod testing;
 mod transfer;
 mod tun;
 mod upgrade;

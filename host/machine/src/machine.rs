@@ -1,5 +1,6 @@
 //! A VM with one vCPU and the guest in it.
 
+use std::fs::File;
 use std::mem::offset_of;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub struct Hypervisor {
     kvm: Kvm,
     cpuid: CpuId,
     cpu: Arc<Cpu>,
+    shares_memory: bool,
 }
 
 impl Hypervisor {
@@ -54,7 +56,22 @@ impl Hypervisor {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell the CPUID it supports"))?;
         let cpu = Arc::new(Cpu::of(&cpuid));
-        Ok(Self { kvm, cpuid, cpu })
+        Ok(Self {
+            kvm,
+            cpuid,
+            cpu,
+            shares_memory: false,
+        })
+    }
+
+    /// The same, whose guests have memory that another process can go on with as it is
+    /// ([`handover`](crate::handover)).
+    #[must_use]
+    pub fn with_shared_memory(self) -> Self {
+        Self {
+            shares_memory: true,
+            ..self
+        }
     }
 
     /// Which CPU guests see.
@@ -80,6 +97,9 @@ pub struct Machine {
     /// What else there is to a guest of Solo5's, which has no call and no device of the
     /// other kind.
     pub(crate) hvt: Option<Box<Hvt>>,
+    /// Where its memory is to be copied to, when it has been announced to another process
+    /// that cannot share it.
+    pub(crate) copy: Option<File>,
 }
 
 /// What, with the image, decides where everything stands in a guest.
@@ -155,7 +175,8 @@ impl Machine {
         // Its contract knows of no state.
         origin.boot.is_heir &= !is_hvt;
         let layout = origin.plan(image)?;
-        let memory = GuestMemory::new(layout.memory, layout.huge.clone())?;
+        let is_shared = hypervisor.shares_memory;
+        let memory = GuestMemory::new(layout.memory, layout.huge.clone(), is_shared)?;
         let system = if is_hvt {
             SystemPage::new(
                 layout.system.addr,
@@ -201,6 +222,7 @@ impl Machine {
             origin,
             standing: Standing::Interrupted,
             hvt,
+            copy: None,
         })
     }
 

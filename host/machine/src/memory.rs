@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VmFd};
+use rustix::fs::{MemfdFlags, SealFlags, SeekFrom};
 use vm_memory::mmap::{GuestRegionMmap, MmapRegion};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -55,10 +56,26 @@ pub(crate) struct GuestMemory {
     memory: GuestMemoryMmap,
     host_addr: u64,
     len: u64,
-    /// Whether there may be something in a page that is not resident.
-    /// Of memory on a file, the pages of which the file has something.
-    below: Option<Arc<[Range<u64>]>>,
+    backing: Backing,
     _reservation: MmapRegion,
+}
+
+/// Where the bytes of a guest's memory are.
+#[derive(Debug)]
+pub(crate) enum Backing {
+    /// Nowhere else.
+    Anonymous,
+    /// In a file in memory, which another process can map as well.
+    Shared(File),
+    /// In a file, but for the pages that were written to.
+    OnFile {
+        /// The file.
+        file: Arc<File>,
+        /// Where in it.
+        at: u64,
+        /// The pages of which it has something.
+        below: Arc<[Range<u64>]>,
+    },
 }
 
 /// What the kernel is advised to do with memory. None of it changes contents.
@@ -110,7 +127,8 @@ impl Vm {
 }
 
 impl GuestMemory {
-    /// Reserves `len` bytes of zeroed memory; nothing is resident until touched.
+    /// Reserves `len` bytes of zeroed memory; nothing is resident until touched. When it
+    /// `is_shared`, another process can go on with it.
     ///
     /// In `huge`, which begins at a multiple of [`HUGE_PAGE`], the host may use large
     /// pages; elsewhere, never, because a touch would make 2 MiB resident.
@@ -118,13 +136,41 @@ impl GuestMemory {
     /// # Errors
     ///
     /// When `len` is no multiple of [`PAGE`] or the host has no address space left.
-    pub(crate) fn new(len: u64, huge: Range<u64>) -> Result<Self, Error> {
+    pub(crate) fn new(len: u64, huge: Range<u64>, is_shared: bool) -> Result<Self, Error> {
+        if is_shared {
+            return Self::shared(len, huge, memory_file(len)?);
+        }
         let memory = Self::reserve(len)?;
+        memory.advise_pages(huge);
+        Ok(memory)
+    }
+
+    /// Memory that is what a file in memory has, which stays so for whoever else maps it.
+    ///
+    /// # Errors
+    ///
+    /// As [`GuestMemory::new`]; also when the file is not as long, or may become shorter.
+    pub(crate) fn shared(len: u64, huge: Range<u64>, file: File) -> Result<Self, Error> {
+        let failed = |source| Error::Memory { len, source };
+        let found = file.metadata().map_err(failed)?.len();
+        let seals = rustix::fs::fcntl_get_seals(&file).map_err(|e| failed(e.into()))?;
+        // The kernel would end the process that touches what is gone.
+        if found != len || !seals.contains(SealFlags::SHRINK) {
+            return Err(failed(std::io::ErrorKind::InvalidInput.into()));
+        }
+        let mut memory = Self::reserve(len)?;
+        memory.map(&file, 0, libc::MAP_SHARED)?;
+        memory.backing = Backing::Shared(file);
+        memory.advise_pages(huge);
+        Ok(memory)
+    }
+
+    fn advise_pages(&self, huge: Range<u64>) {
+        let (memory, len) = (self, self.len);
         let (from, to) = (huge.start.min(len), huge.end.min(len));
         memory.advise(0, from, Advice::SmallPages);
         memory.advise(from, to, Advice::LargePages);
         memory.advise(to.max(from), len, Advice::SmallPages);
-        Ok(memory)
     }
 
     /// Memory that has what `file` has from `at` on, of which a page is copied when
@@ -138,14 +184,26 @@ impl GuestMemory {
     /// As [`GuestMemory::new`]; also when the file cannot be mapped.
     pub(crate) fn on_file(
         len: u64,
-        file: &File,
+        file: &Arc<File>,
         at: u64,
         below: &Arc<[Range<u64>]>,
     ) -> Result<Self, Error> {
-        let failed = |source| Error::Memory { len, source };
         let mut memory = Self::reserve(len)?;
+        memory.map(file, at, libc::MAP_PRIVATE)?;
+        memory.backing = Backing::OnFile {
+            file: Arc::clone(file),
+            at,
+            below: Arc::clone(below),
+        };
+        Ok(memory)
+    }
+
+    /// Puts a file in the place of the zeroes.
+    fn map(&mut self, file: &File, at: u64, how: libc::c_int) -> Result<(), Error> {
+        let len = self.len;
+        let failed = |source| Error::Memory { len, source };
         let invalid = || failed(std::io::ErrorKind::InvalidInput.into());
-        let addr = usize::try_from(memory.host_addr).map_err(|_| invalid())?;
+        let addr = usize::try_from(self.host_addr).map_err(|_| invalid())?;
         let size = usize::try_from(len).map_err(|_| invalid())?;
         let offset = i64::try_from(at).map_err(|_| invalid())?;
         // SAFETY: the range replaced is this structure's own mapping, all of it, to
@@ -155,7 +213,7 @@ impl GuestMemory {
                 std::ptr::with_exposed_provenance_mut(addr),
                 size,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                how | libc::MAP_FIXED | libc::MAP_NORESERVE,
                 file.as_raw_fd(),
                 offset,
             )
@@ -163,8 +221,12 @@ impl GuestMemory {
         if mapped == libc::MAP_FAILED {
             return Err(failed(std::io::Error::last_os_error()));
         }
-        memory.below = Some(Arc::clone(below));
-        Ok(memory)
+        Ok(())
+    }
+
+    /// Where its bytes are.
+    pub(crate) const fn backing(&self) -> &Backing {
+        &self.backing
     }
 
     /// An aligned mapping of zeroes in a reservation of its own.
@@ -200,7 +262,7 @@ impl GuestMemory {
             // KVM and madvise get it as a number and work on what is behind.
             host_addr: u64::try_from(base.expose_provenance()).map_err(|_| too_large())?,
             len,
-            below: None,
+            backing: Backing::Anonymous,
             _reservation: reservation,
         })
     }
@@ -250,18 +312,19 @@ impl GuestMemory {
     /// (Linux admin-guide/mm/pagemap.rst).
     pub(crate) fn used_pages(&self) -> Vec<u64> {
         let all = self.len.checked_div(PAGE).unwrap_or(0);
-        let touched = match self.read_pagemap(all) {
-            Ok(touched) => touched,
-            Err(e) => {
-                log::debug!("/proc/self/pagemap: {e}");
-                return (0..all).collect();
+        let below = match &self.backing {
+            Backing::Anonymous => return self.touched_pages(Touched::AtAll),
+            // Somebody else may have written what was not touched here.
+            Backing::Shared(file) => {
+                return filled_pages(file, self.len).unwrap_or_else(|e| {
+                    log::debug!("a file in memory: {e}");
+                    (0..all).collect()
+                });
             }
-        };
-        let Some(below) = &self.below else {
-            return touched;
+            Backing::OnFile { below, .. } => below,
         };
         // What the file has is there, touched or not.
-        let mut used: BTreeSet<u64> = touched.into_iter().collect();
+        let mut used: BTreeSet<u64> = self.touched_pages(Touched::AtAll).into_iter().collect();
         used.extend(
             below
                 .iter()
@@ -272,10 +335,21 @@ impl GuestMemory {
         used.into_iter().collect()
     }
 
-    fn read_pagemap(&self, all: u64) -> std::io::Result<Vec<u64>> {
+    /// The numbers of the pages that were touched, or of all when that cannot be told.
+    pub(crate) fn touched_pages(&self, how: Touched) -> Vec<u64> {
+        let all = self.len.checked_div(PAGE).unwrap_or(0);
+        self.read_pagemap(all, how).unwrap_or_else(|e| {
+            log::debug!("/proc/self/pagemap: {e}");
+            (0..all).collect()
+        })
+    }
+
+    fn read_pagemap(&self, all: u64, how: Touched) -> std::io::Result<Vec<u64>> {
         const ENTRY: usize = 8;
         const ENTRIES_AT_ONCE: u64 = 8192;
         const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
+        /// Of a page of a file, which nobody has written to here.
+        const OF_FILE: u64 = 1 << 61;
         let pagemap = File::open("/proc/self/pagemap")?;
         let first = self.host_addr.checked_div(PAGE).unwrap_or(0);
         let mut used = Vec::new();
@@ -288,7 +362,8 @@ impl GuestMemory {
             pagemap.read_exact_at(&mut entries, at)?;
             for (number, entry) in (from..).zip(entries.chunks_exact(ENTRY)) {
                 let entry = entry.try_into().map_or(u64::MAX, u64::from_le_bytes);
-                if entry & PRESENT_OR_SWAPPED != 0 {
+                let is_private = entry & OF_FILE == 0;
+                if entry & PRESENT_OR_SWAPPED != 0 && (how == Touched::AtAll || is_private) {
                     used.push(number);
                 }
             }
@@ -334,6 +409,46 @@ impl GuestMemory {
             log::debug!("madvise({advice:?}): {}", std::io::Error::last_os_error());
         }
     }
+}
+
+/// A file in memory that stays as long as it is.
+pub(crate) fn memory_file(len: u64) -> Result<File, Error> {
+    let failed = |source| Error::Memory { len, source };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let file = rustix::fs::memfd_create("wharf guest", flags).map_err(|e| failed(e.into()))?;
+    let file = File::from(file);
+    file.set_len(len).map_err(failed)?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| failed(e.into()))?;
+    Ok(file)
+}
+
+/// The numbers of the pages of a file in memory that were ever written.
+fn filled_pages(file: &File, len: u64) -> std::io::Result<Vec<u64>> {
+    let mut filled = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing more.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.max(start.saturating_add(1));
+        let number = |at: u64| at.checked_div(PAGE).unwrap_or(0);
+        filled.extend(number(start)..number(end.min(len).saturating_add(PAGE - 1)));
+        at = end;
+    }
+    Ok(filled)
+}
+
+/// Which pages were touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Touched {
+    /// Those that were read or written to.
+    AtAll,
+    /// Those that are another's no more: of a file, those that were written to.
+    Privately,
 }
 
 /// Bytes in the host's own memory that lie on large pages where the kernel has some: to
@@ -396,7 +511,7 @@ impl std::ops::DerefMut for LargeBuffer {
 
 #[cfg(test)]
 mod tests {
-    use super::{Gpa, GuestMemory, HUGE_PAGE, LargeBuffer, PAGE};
+    use super::{Backing, Gpa, GuestMemory, HUGE_PAGE, LargeBuffer, PAGE, memory_file};
 
     #[test]
     fn a_large_buffer_is_as_long_as_was_asked_and_of_zeroes() {
@@ -412,7 +527,7 @@ mod tests {
 
     #[test]
     fn memory_starts_zeroed_and_keeps_what_is_written() {
-        let memory = GuestMemory::new(4 * HUGE_PAGE, HUGE_PAGE..4 * HUGE_PAGE).unwrap();
+        let memory = GuestMemory::new(4 * HUGE_PAGE, HUGE_PAGE..4 * HUGE_PAGE, false).unwrap();
         let mut bytes = [1; 3];
         memory.read(Gpa(PAGE - 1), &mut bytes).unwrap();
         assert_eq!(bytes, [0; 3]);
@@ -423,7 +538,7 @@ mod tests {
 
     #[test]
     fn nothing_past_the_end_can_be_touched() {
-        let memory = GuestMemory::new(PAGE, 0..0).unwrap();
+        let memory = GuestMemory::new(PAGE, 0..0, false).unwrap();
         for at in [PAGE - 2, PAGE, u64::MAX, u64::MAX - 2] {
             assert!(memory.write(Gpa(at), b"abc").is_err(), "{at:#x}");
             assert!(memory.read(Gpa(at), &mut [0; 3]).is_err(), "{at:#x}");
@@ -436,13 +551,47 @@ mod tests {
     #[test]
     fn absurd_sizes_are_refused() {
         for len in [0, 1, PAGE + 1, u64::MAX, u64::MAX - PAGE + 1, 1 << 62] {
-            assert!(GuestMemory::new(len, 0..0).is_err(), "{len:#x}");
+            assert!(GuestMemory::new(len, 0..0, false).is_err(), "{len:#x}");
         }
     }
 
     #[test]
     fn host_memory_is_aligned_for_large_pages() {
-        let memory = GuestMemory::new(3 * HUGE_PAGE, HUGE_PAGE..u64::MAX).unwrap();
+        let memory = GuestMemory::new(3 * HUGE_PAGE, HUGE_PAGE..u64::MAX, false).unwrap();
         assert!(memory.host_addr.is_multiple_of(HUGE_PAGE));
+    }
+
+    #[test]
+    fn shared_memory_is_what_another_mapping_of_it_has() {
+        let huge = HUGE_PAGE..4 * HUGE_PAGE;
+        let memory = GuestMemory::new(4 * HUGE_PAGE, huge.clone(), true).unwrap();
+        memory.write(Gpa(5 * PAGE), b"abc").unwrap();
+        let Backing::Shared(file) = memory.backing() else {
+            panic!("{memory:?}");
+        };
+        let file = file.try_clone().unwrap();
+        let other = GuestMemory::shared(4 * HUGE_PAGE, huge, file).unwrap();
+        // What it has not touched itself is there all the same.
+        assert_eq!(other.used_pages(), [5]);
+        let mut bytes = [0; 3];
+        other.read(Gpa(5 * PAGE), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"abc");
+        other.write(Gpa(4 * HUGE_PAGE - 3), b"def").unwrap();
+        memory.read(Gpa(4 * HUGE_PAGE - 3), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"def");
+        drop(memory);
+        other.read(Gpa(5 * PAGE), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"abc");
+        let used = other.used_pages();
+        assert!(used.contains(&5) && used.contains(&2047) && used.len() < 600);
+    }
+
+    #[test]
+    fn a_file_that_may_become_shorter_is_no_memory() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(HUGE_PAGE).unwrap();
+        assert!(GuestMemory::shared(HUGE_PAGE, 0..0, file).is_err());
+        let file = memory_file(HUGE_PAGE).unwrap();
+        assert!(GuestMemory::shared(2 * HUGE_PAGE, 0..0, file).is_err());
     }
 }

@@ -5,10 +5,11 @@
 
 use crate::image::Access;
 use crate::memory::{Gpa, GuestMemory};
+use serde::{Deserialize, Serialize};
 
 /// A range that a guest claims to own: unchecked until
 /// `AddressSpace::read` opens it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserSlice {
     /// Guest-virtual address of the first byte.
     pub addr: u64,
@@ -124,7 +125,7 @@ mod tests {
             mapping(0x11000, 0x1000, Owner::Guest),
             mapping(0x10000, 0x3000, Owner::Guest),
         ]);
-        let memory = GuestMemory::new(4 * PAGE, 0..0).unwrap();
+        let memory = GuestMemory::new(4 * PAGE, 0..0, false).unwrap();
         memory.write(Gpa(0x3fff), b"a").unwrap();
         memory.write(Gpa(0x1000), b"b").unwrap();
         (space, memory)

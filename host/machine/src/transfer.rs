@@ -251,7 +251,7 @@ mod tests {
 
     /// Pieces of 3, 4 and 5 bytes with gaps between them.
     fn check(test: impl FnOnce(Buffers<'_>, &GuestMemory)) {
-        let memory = GuestMemory::new(PAGE, 0..0).unwrap();
+        let memory = GuestMemory::new(PAGE, 0..0, false).unwrap();
         let mut buffers = Buffers::default();
         for (at, len) in [(0, 3), (10, 4), (20, 5)] {
             buffers.push(memory.mmap().get_slice(GuestAddress(at), len).unwrap());

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use crate::ioctl::{InterfaceRequest, set_no_tun_offloads, set_tun_interface};
@@ -47,6 +47,21 @@ impl Tun {
         set_tun_interface(&self.0, InterfaceRequest::new(name, FLAGS))?;
         // Whoever had the interface before may have wanted them.
         set_no_tun_offloads(&self.0)
+    }
+
+    /// Goes on with one that another process had.
+    #[must_use]
+    pub fn go_on(file: OwnedFd) -> Self {
+        Self(file.into())
+    }
+
+    /// The same file, for another process.
+    ///
+    /// # Errors
+    ///
+    /// When this process has no descriptors left.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        Ok(self.0.try_clone()?.into())
     }
 
     /// Takes the frame that has waited longest, cut off where `into` ends; its bytes.

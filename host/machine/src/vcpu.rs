@@ -74,6 +74,13 @@ pub(crate) const fn user_rflags(rflags: u64) -> u64 {
     rflags & RFLAGS_FREE | RFLAGS | RFLAGS_IF
 }
 
+/// RFLAGS with nothing in them but what a guest may hold that believes to be at CPL 0: it
+/// may run without interrupts, and step by step.
+pub(crate) const fn held_rflags(rflags: u64) -> u64 {
+    const RFLAGS_TF: u64 = 1 << 8;
+    rflags & (RFLAGS_FREE | RFLAGS_IF | RFLAGS_TF) | RFLAGS
+}
+
 /// One vCPU. Its registers are those of the last exit until the next entry.
 #[derive(Debug)]
 pub(crate) struct Vcpu {
@@ -127,6 +134,12 @@ impl Vcpu {
         }
     }
 
+    /// Has the guest be interrupted whenever it is entered, or not any more.
+    #[cfg(test)]
+    pub(crate) fn set_interrupted(&mut self, is_interrupted: bool) {
+        self.fd.set_kvm_immediate_exit(is_interrupted.into());
+    }
+
     /// Has KVM finish what an exit left half done, without entering the guest: only
     /// then is RIP behind the instruction (KVM api.rst §5, `immediate_exit`).
     ///
@@ -168,6 +181,32 @@ impl Vcpu {
             *components = 0b11;
         }
         ioctl::set_xsave(&self.fd, &area).map_err(Error::kvm("set the FPU"))
+    }
+
+    /// Has the guest go on with these registers, and these bases of FS and GS where it has
+    /// any.
+    ///
+    /// # Errors
+    ///
+    /// When KVM does not take them.
+    pub(crate) fn continue_at(
+        &mut self,
+        registers: &kvm_regs,
+        bases: Option<(u64, u64)>,
+    ) -> Result<(), Error> {
+        if let Some((fs, gs)) = bases {
+            let sregs = self.fd.get_sregs();
+            let mut sregs = sregs.map_err(Error::kvm("read system registers"))?;
+            (sregs.fs.base, sregs.gs.base) = (fs, gs);
+            let set = self.fd.set_sregs(&sregs);
+            set.map_err(Error::kvm("set system registers"))?;
+            self.fd.sync_regs_mut().sregs = sregs;
+        }
+        let set = self.fd.set_regs(registers);
+        set.map_err(Error::kvm("set registers"))?;
+        // KVM fills this when the guest is left; it may be answered before.
+        self.fd.sync_regs_mut().regs = *registers;
+        Ok(())
     }
 
     /// The registers at the last exit.

@@ -235,6 +235,12 @@ impl Cell {
         self
     }
 
+    /// Whether everything is to end.
+    #[must_use]
+    pub const fn is_going_down(&self) -> bool {
+        self.going_down
+    }
+
     /// Where a replica is.
     #[must_use]
     pub fn state(&self, replica: usize) -> State {

@@ -6,6 +6,8 @@
 //! 2³², as they are in packets. What the guest says of itself is believed only as
 //! far as it harms nobody but the guest.
 
+use serde::{Deserialize, Serialize};
+
 /// Bytes that the host keeps for the network of what a guest has sent.
 pub const HOST_CREDIT: u32 = 128 << 10;
 
@@ -24,7 +26,7 @@ pub struct Credit {
 }
 
 /// A direction that has ended, or both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ends {
     /// No more is read.
     pub receive: bool,
@@ -49,8 +51,8 @@ impl Ends {
     }
 }
 
-/// One stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// One stream. Serialised, it goes on in another process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// Bytes sent to the guest.
     sent: u32,

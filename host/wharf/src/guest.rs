@@ -5,11 +5,22 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Answer, Interest};
+use wharf_machine::handover::{BadLuggage, BytesRef, Luggage};
 use wharf_machine::image::Image;
 use wharf_machine::{BadLegacy, Call, Error, Exit, Fault, Legacy, Machine, Report, UserSlice};
 use wharf_model::{Action, Event, Instant, Task};
+
+/// A guest's task, and what it waits for to be done.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CarriedRun {
+    task: Task,
+    /// What it is still to write to its console.
+    pending: BytesRef,
+    backlog: bool,
+}
 
 /// One guest that runs.
 #[derive(Debug)]
@@ -37,6 +48,32 @@ impl GuestRun {
             report: None,
             legacy: None,
         }
+    }
+
+    /// What there is of it beside its machine, for another process.
+    pub(crate) fn carry(&self, luggage: &mut Luggage) -> CarriedRun {
+        CarriedRun {
+            task: self.task.clone(),
+            pending: luggage.put_bytes(&self.pending),
+            backlog: self.backlog,
+        }
+    }
+
+    /// Goes on with what ran in another process.
+    ///
+    /// # Errors
+    ///
+    /// When something of it is missing.
+    pub(crate) fn go_on(
+        machine: Machine,
+        image: Arc<Image>,
+        carried: &CarriedRun,
+        luggage: &Luggage,
+    ) -> Result<Self, BadLuggage> {
+        let mut run = Self::new(machine, image, carried.task.clone());
+        run.pending = luggage.bytes(carried.pending)?.to_vec();
+        run.backlog = carried.backlog;
+        Ok(run)
     }
 
     /// The guest's clock is the only one here: a deadline then is what the guest

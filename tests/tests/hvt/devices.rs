@@ -283,6 +283,13 @@ impl Wire for TestWire {
     fn was_dropped(&mut self, way: Way) {
         self.dropped.lock().unwrap().push(way);
     }
+
+    fn carry(
+        &mut self,
+        _: &mut wharf_machine::handover::Luggage,
+    ) -> std::io::Result<serde_json::Value> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 #[test]

@@ -3,10 +3,13 @@
 use std::fmt;
 use std::io;
 
+use serde_json::Value;
+
 use super::chain::Chain;
 use super::ring::BYTES_AT_ONCE;
 use super::user::UserMemory;
 use super::{Broken, Terms};
+use crate::handover::Luggage;
 use crate::transfer::Buffers;
 
 /// Bytes of a sector, in which the protocol counts.
@@ -100,6 +103,14 @@ pub trait Disk: fmt::Debug + Send {
     ///
     /// When it cannot.
     fn discard(&mut self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Describes itself, for the same code in another process, which then has it as well:
+    /// nothing of it is changed.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left, or it cannot be passed on as it is.
+    fn carry(&self, luggage: &mut Luggage) -> io::Result<Value>;
 
     /// Another way to the same bytes, for a guest that is to take the place of the
     /// one that has this: what it writes stays beside until [`Disk::own`]. None when

@@ -65,6 +65,11 @@ impl Console {
         input.map(|input| input.fd())
     }
 
+    /// Whether it has taken a buffer out that it has not used.
+    pub(super) const fn has_spare(&self) -> bool {
+        self.buffers.is_waiting()
+    }
+
     /// Whether the guest knows that there is no more.
     pub(super) const fn has_told_end(&self) -> bool {
         self.has_told_end

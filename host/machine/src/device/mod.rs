@@ -18,6 +18,7 @@
 //! descriptor is read once; how much is done at a stretch is bounded.
 
 mod block;
+mod carried;
 mod chain;
 mod console;
 mod entropy;
@@ -40,6 +41,8 @@ use wharf_abi::{DeviceKind, Interest};
 use zerocopy::IntoBytes;
 
 pub use block::{Disk, REQUEST_MAX, SECTOR};
+pub use carried::CarriedBackend;
+pub(crate) use carried::CarriedDevices;
 pub use console::{Console, Input};
 pub use net::{Frames, Mac, Way, Wire};
 pub use stream::{Close, Happening, Moved, Network, StreamId, Streams};
@@ -200,14 +203,7 @@ impl Devices {
     ) -> Result<Self, Error> {
         let mut devices = Vec::with_capacity(backends.len());
         for (backend, page) in backends.into_iter().zip(pages) {
-            let mut terms = match &backend {
-                Backend::Block(disk) => block::terms(disk.as_ref()),
-                Backend::Stream(_) => stream::terms(),
-                Backend::Entropy => entropy::terms(),
-                Backend::Console(_) => console::terms(),
-                Backend::Net(frames) => net::terms(frames),
-            };
-            terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
+            let terms = Terms::of(&backend);
             memory.write(page, terms.offer().as_bytes())?;
             devices.push(Device {
                 backend,
@@ -446,6 +442,19 @@ impl Device {
 }
 
 impl Terms {
+    /// What the driver of a device is offered that has this behind it.
+    fn of(backend: &Backend) -> Self {
+        let mut terms = match backend {
+            Backend::Block(disk) => block::terms(disk.as_ref()),
+            Backend::Stream(_) => stream::terms(),
+            Backend::Entropy => entropy::terms(),
+            Backend::Console(_) => console::terms(),
+            Backend::Net(frames) => net::terms(frames),
+        };
+        terms.features |= FEATURE_VERSION_1 | FEATURE_EVENT_IDX;
+        terms
+    }
+
     fn offer(&self) -> DeviceOffer {
         let mut config = [0; CONFIG_LEN];
         for (to, from) in config.iter_mut().zip(&self.config) {

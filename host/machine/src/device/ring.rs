@@ -120,7 +120,8 @@ impl Receiving {
         self.spare = Some(chain);
     }
 
-    /// Whether a buffer waits for something to come.
+    /// Whether a buffer, the last of its queue that was taken out, waits for something to
+    /// come.
     pub(super) const fn is_waiting(&self) -> bool {
         self.spare.is_some()
     }

@@ -70,25 +70,64 @@ pub(super) fn read(
     }))
 }
 
+/// How a part of a queue lies in memory (virtio 1.2 §2.7).
+#[derive(Clone, Copy)]
+struct Shape {
+    align: u64,
+    /// Bytes of an entry.
+    entry: u64,
+    /// Bytes beside the entries, the event field among them.
+    more: u64,
+}
+
+const DESCRIPTORS: Shape = Shape {
+    align: 16,
+    entry: 16,
+    more: 0,
+};
+const AVAILABLE: Shape = Shape {
+    align: 2,
+    entry: 2,
+    more: 6,
+};
+const USED: Shape = Shape {
+    align: 4,
+    entry: 8,
+    more: 6,
+};
+
+impl Shape {
+    /// Whether the guest has memory for it there.
+    fn fits(self, addr: u64, entries: u16, user: UserMemory<'_>) -> bool {
+        let entries = u64::from(entries).saturating_mul(self.entry);
+        let len = entries.saturating_add(self.more);
+        addr.is_multiple_of(self.align) && user.is_ring(addr, len)
+    }
+}
+
+/// Whether descriptors, available ring and used ring of so many entries can be there.
+pub(super) fn are_rings(at: (u64, u64, u64), entries: u16, user: UserMemory<'_>) -> bool {
+    DESCRIPTORS.fits(at.0, entries, user)
+        && AVAILABLE.fits(at.1, entries, user)
+        && USED.fits(at.2, entries, user)
+}
+
 fn check(setup: &QueueSetup, user: UserMemory<'_>, size_max: u16) -> Result<Queue, Broken> {
     let wrong_size = Broken::QueueSize { size: setup.size };
     let size = u16::try_from(setup.size).map_err(|_| wrong_size)?;
     let mut queue = Queue::new(size_max).map_err(|_| wrong_size)?;
     // A power of two, at most what was offered.
     queue.try_set_size(size).map_err(|_| wrong_size)?;
-    let entries = u64::from(size);
-    let ring = |addr: u64, align: u64, entry: u64, header: u64| {
-        let len = entries.saturating_mul(entry).saturating_add(header);
-        if addr.is_multiple_of(align) && user.is_ring(addr, len) {
+    let ring = |addr: u64, shape: Shape| {
+        if shape.fits(addr, size, user) {
             Ok(GuestAddress(addr))
         } else {
             Err(Broken::Ring { addr })
         }
     };
-    // virtio 1.2 §2.7: alignments, and sizes with the event fields at the end.
-    let descriptors = ring(setup.descriptors, 16, 16, 0)?;
-    let driver_area = ring(setup.driver_area, 2, 2, 6)?;
-    let device_area = ring(setup.device_area, 4, 8, 6)?;
+    let descriptors = ring(setup.descriptors, DESCRIPTORS)?;
+    let driver_area = ring(setup.driver_area, AVAILABLE)?;
+    let device_area = ring(setup.device_area, USED)?;
     let set = queue
         .try_set_desc_table_address(descriptors)
         .and_then(|()| queue.try_set_avail_ring_address(driver_area))

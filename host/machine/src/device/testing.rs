@@ -49,7 +49,7 @@ fn rings(number: u64) -> [u64; 3] {
 
 impl Guest {
     pub(super) fn new(plan: Plan) -> Self {
-        let memory = GuestMemory::new(plan.memory, 0..0).unwrap();
+        let memory = GuestMemory::new(plan.memory, 0..0, false).unwrap();
         let space = AddressSpace::new(&[Mapping {
             addr: BASE,
             len: plan.memory,

@@ -202,7 +202,7 @@ mod tests {
             mapping(0x12000, 0x2000, Access::ReadExecute, Owner::Guest),
             mapping(0x13000, 0, Access::ReadWrite, Owner::Host),
         ]);
-        let memory = Memory::new(4 * PAGE, 0..0).unwrap();
+        let memory = Memory::new(4 * PAGE, 0..0, false).unwrap();
         test(UserMemory::new(memory.mmap(), &space));
     }
 

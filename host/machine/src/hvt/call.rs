@@ -7,6 +7,7 @@
 //! to write it, up to the last byte of its memory: what it may not touch itself it gets
 //! nothing from.
 
+use serde::{Deserialize, Serialize};
 use vm_memory::Permissions;
 
 use crate::device::UserMemory;
@@ -73,7 +74,7 @@ pub(crate) struct WallTime {
 }
 
 /// Where it goes what is ready.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Poll {
     at: u64,
 }

@@ -5,11 +5,13 @@
 //! in the guest's memory, read when they are needed and only as far as the guest itself
 //! may read them, so that it does not matter what they say.
 
+use serde::{Deserialize, Serialize};
+
 use super::exception::Exception;
 use crate::device::UserMemory;
 
 /// A table that a register of the CPU's points to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Table {
     pub(crate) base: u64,
     /// Of its last byte.
@@ -17,7 +19,7 @@ pub(crate) struct Table {
 }
 
 /// Registers that only ring 0 has, and segment selectors as the guest loaded them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cpu {
     pub(crate) gdt: Option<Table>,
     pub(crate) idt: Option<Table>,

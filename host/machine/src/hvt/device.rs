@@ -14,8 +14,9 @@ use vm_memory::Permissions;
 use wharf_abi::net::{FRAME_MAX, FRAME_MIN};
 
 use super::call::{Block, Direction, Net, Status};
-use crate::device::{Backend, Disk, REQUEST_MAX, SECTOR, UserMemory, Way, Wire};
+use crate::device::{Backend, CarriedBackend, Disk, REQUEST_MAX, SECTOR, UserMemory, Way, Wire};
 use crate::fault::Cause;
+use crate::handover::{BytesRef, CarryError, Luggage};
 use crate::memory::u64_of;
 
 /// Everything that an hvt guest has a handle of.
@@ -53,6 +54,59 @@ impl Devices {
         Self {
             devices: backends.into_iter().map(device).collect(),
         }
+    }
+
+    /// Describes them: what is behind each, and the frame that was taken for it.
+    ///
+    /// # Errors
+    ///
+    /// When a file cannot be passed on.
+    pub(crate) fn carry(
+        &mut self,
+        luggage: &mut Luggage,
+    ) -> io::Result<(Vec<CarriedBackend>, Vec<Option<BytesRef>>)> {
+        let (mut backends, mut frames) = (Vec::new(), Vec::new());
+        for device in &mut self.devices {
+            let (backend, frame) = match device {
+                Device::Block(disk) => (CarriedBackend::Block(disk.carry(luggage)?), None),
+                Device::Net(port) => {
+                    let frame = port.next.as_ref().map(|frame| luggage.put_bytes(frame));
+                    (CarriedBackend::Net(port.wire.carry(luggage)?), frame)
+                }
+                Device::None => (CarriedBackend::Entropy, None),
+            };
+            backends.push(backend);
+            frames.push(frame);
+        }
+        Ok((backends, frames))
+    }
+
+    /// Goes on where others were. A wire is as it was.
+    ///
+    /// # Errors
+    ///
+    /// When a frame is not there.
+    pub(crate) fn carry_on(
+        backends: Vec<Backend>,
+        frames: &[Option<BytesRef>],
+        luggage: &Luggage,
+    ) -> Result<Self, CarryError> {
+        let none = std::iter::repeat(&None);
+        let mut devices = Vec::new();
+        for (backend, frame) in backends.into_iter().zip(frames.iter().chain(none)) {
+            devices.push(match backend {
+                Backend::Block(disk) => Device::Block(disk),
+                Backend::Net(frames) => Device::Net(Port {
+                    wire: frames.into_wire(),
+                    next: frame
+                        .map(|it| luggage.bytes(it))
+                        .transpose()?
+                        .map(Arc::from),
+                }),
+                Backend::Stream(_) | Backend::Entropy | Backend::Console(_) => Device::None,
+            });
+        }
+        Ok(Self { devices })
     }
 
     pub(crate) const fn is_empty(&self) -> bool {

@@ -19,6 +19,7 @@
 //! contract does not say is decided in the file that does it.
 
 mod call;
+mod carried;
 mod cpu;
 mod device;
 mod emulate;
@@ -32,6 +33,7 @@ mod layout;
 
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Answer, Interest};
 
@@ -46,6 +48,7 @@ use emulate::Refusal;
 use exception::Exception;
 
 pub(crate) use call::PORTS_OPEN;
+pub(crate) use carried::CarriedHvt;
 pub(crate) use emulate::Context;
 pub(crate) use layout::plan;
 
@@ -58,7 +61,8 @@ pub(crate) struct Hvt {
     pending: Option<Pending>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum Pending {
     Puts(UserSlice),
     Poll(call::Poll),

@@ -54,7 +54,7 @@ impl Guest {
             mapping(READ_ONLY, 1, Access::Read),
         ]);
         let mut guest = Self {
-            memory: GuestMemory::new(6 * PAGE, 0..0).unwrap(),
+            memory: GuestMemory::new(6 * PAGE, 0..0, false).unwrap(),
             space,
             cpu: Cpu::new(),
             context: Context {

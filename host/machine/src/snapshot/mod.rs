@@ -31,7 +31,8 @@ use wharf_abi::Answer;
 pub use error::{RestoreError, SaveError, SnapshotError, Unusable, WriteError};
 pub use restore::{Prepared, RestoreConfig, Snapshot};
 pub use state::Cpu;
-use state::{Registers, State};
+pub(crate) use state::Registers;
+use state::State;
 
 use crate::device::CONNECTIONS_MAX;
 use crate::image::Image;

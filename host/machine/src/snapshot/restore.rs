@@ -21,7 +21,7 @@ use crate::{Error, time};
 /// A snapshot that was found good, of which guests can be made.
 #[derive(Debug)]
 pub struct Snapshot {
-    file: File,
+    file: Arc<File>,
     memory_at: u64,
     memory_len: u64,
     /// The pages of which it has something.
@@ -82,7 +82,7 @@ impl Snapshot {
         }
         let layout = Arc::new(state.check(&image, memory_len)?);
         Ok(Self {
-            file,
+            file: Arc::new(file),
             memory_at,
             memory_len,
             pages: pages.into(),
@@ -209,6 +209,7 @@ impl Prepared {
             origin,
             standing: Standing::Interrupted,
             hvt: None,
+            copy: None,
         })
     }
 }

@@ -42,7 +42,7 @@ pub struct Cpu {
 /// The registers that a guest sets itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Registers {
+pub(crate) struct Registers {
     rax: u64,
     rbx: u64,
     rcx: u64,
@@ -162,7 +162,7 @@ impl fmt::Display for Cpu {
 
 impl Registers {
     /// Those of a guest; nothing of RFLAGS that it could not have set.
-    pub(super) const fn new(it: &kvm_regs) -> Self {
+    pub(crate) const fn new(it: &kvm_regs) -> Self {
         Self {
             rax: it.rax,
             rbx: it.rbx,
@@ -185,7 +185,7 @@ impl Registers {
         }
     }
 
-    pub(super) const fn kvm(&self) -> kvm_regs {
+    pub(crate) const fn kvm(&self) -> kvm_regs {
         kvm_regs {
             rax: self.rax,
             rbx: self.rbx,

@@ -116,6 +116,20 @@ impl ConsoleRing {
         Piece { start, bytes }
     }
 
+    /// Takes over what another ring has, from where this one has nothing.
+    pub(crate) fn go_on(&self, piece: &Piece) {
+        let mut inner = self.lock();
+        let kept = u64::try_from(inner.bytes.len()).unwrap_or(u64::MAX);
+        let end = inner.start.saturating_add(kept);
+        if piece.start > end {
+            inner.bytes.clear();
+            inner.start = piece.start;
+        }
+        drop(inner);
+        let known = usize::try_from(end.saturating_sub(piece.start)).unwrap_or(usize::MAX);
+        self.append(piece.bytes.get(known..).unwrap_or_default());
+    }
+
     /// How many bytes were ever written: where the next will go.
     #[must_use]
     pub fn end(&self) -> u64 {
@@ -146,6 +160,24 @@ mod tests {
         assert_eq!(ring.read(4, 1).bytes, b"t");
         assert_eq!(ring.read(ring.end(), 100).bytes, b"");
         assert_eq!(ring.read(u64::MAX, 100).bytes, b"");
+    }
+
+    #[test]
+    fn a_ring_goes_on_where_another_was() {
+        let ring = ConsoleRing::default();
+        ring.append(b"one two");
+        let other = ConsoleRing::default();
+        other.go_on(&ring.read(4, 100));
+        assert_eq!((other.end(), other.read(0, 100).start), (7, 4));
+        ring.append(b" three");
+        // What is known already is not written twice.
+        other.go_on(&ring.read(0, 100));
+        assert_eq!(other.read(0, 100).bytes, b"two three");
+        other.append(b"!");
+        ring.go_on(&other.read(0, 100));
+        ring.go_on(&other.read(0, 100));
+        assert_eq!(ring.read(0, 100).bytes, b"one two three!");
+        assert_eq!(ring.end(), other.end());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::handover::CarriedEvents;
 use super::protocol::{Event, EventKind};
 
 /// Events that are kept.
@@ -56,6 +57,35 @@ impl EventLog {
         self.added.notify_all();
         // Standard error may block, on which nobody who reads events has to wait.
         log::info!("{line}");
+    }
+
+    /// What happened, for another process.
+    pub(super) fn carry(&self) -> CarriedEvents {
+        let counts = self.counts();
+        let inner = self.lock();
+        CarriedEvents {
+            last: inner.last,
+            kept: inner.events.iter().cloned().collect(),
+            counts,
+        }
+    }
+
+    /// Puts what happened in another process before what happened here.
+    pub(super) fn go_on(&self, carried: CarriedEvents) {
+        let mut inner = self.lock();
+        inner.last = inner.last.saturating_add(carried.last);
+        for event in &mut inner.events {
+            event.seq = event.seq.saturating_add(carried.last);
+        }
+        for event in carried.kept.into_iter().rev() {
+            if inner.events.len() < EVENTS_KEPT {
+                inner.events.push_front(event);
+            }
+        }
+        for (kind, count) in carried.counts {
+            let all = inner.counts.entry(kind).or_default();
+            *all = all.saturating_add(count);
+        }
     }
 
     /// Waits until there is an event with a number above `seq`, but no longer than
@@ -115,6 +145,22 @@ mod tests {
         assert_eq!((all.len(), all[0].seq), (EVENTS_KEPT, 11));
         assert_eq!(log.after(log.last(), 10), []);
         assert_eq!(log.after(log.last() - 2, 1)[0].seq, log.last() - 1);
+    }
+
+    #[test]
+    fn what_happened_elsewhere_was_before() {
+        let (old, new) = (EventLog::default(), EventLog::default());
+        for _ in 0..10 {
+            old.add(None, 0, EventKind::Up, String::new());
+        }
+        new.add(None, 0, EventKind::Moved, String::new());
+        new.go_on(old.carry());
+        let all = new.after(0, usize::MAX);
+        let numbers: Vec<u64> = all.iter().map(|it| it.seq).collect();
+        assert_eq!(numbers, (1..=11).collect::<Vec<_>>());
+        assert_eq!((all[10].kind, new.last()), (EventKind::Moved, 11));
+        let up = |(kind, count)| (kind == EventKind::Up).then_some(count);
+        assert_eq!(new.counts().into_iter().find_map(up), Some(10));
     }
 
     #[test]

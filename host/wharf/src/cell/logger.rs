@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::fcntl::OFlag;
@@ -15,6 +16,9 @@ use super::{CellError, LogFile};
 /// Memory that output of one task may take while it waits to be written. With more,
 /// the task waits.
 const BEHIND_MAX: usize = 256 * 1024;
+
+/// How long a guest stands still at most for the sake of its log file's order.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(5);
 
 /// A task's log file, as its worker sees it: a place in the thread's queue.
 #[derive(Debug)]
@@ -82,6 +86,17 @@ impl LogTarget {
         // A thread that is gone loses output and stops nobody.
         let _ = self.pieces.send(piece);
         true
+    }
+}
+
+impl LogTarget {
+    /// Waits until everything is written that was appended so far, or for a moment: what
+    /// another process appends to the same file then comes behind it.
+    pub(super) fn settle(&self) {
+        let start = Instant::now();
+        while self.behind.load(Ordering::Relaxed) > 0 && start.elapsed() < SETTLE_PATIENCE {
+            std::thread::sleep(Duration::from_micros(50));
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 use super::protocol::TaskState;
 use crate::net::{FrameDrops, Traffic};
@@ -29,6 +30,20 @@ pub(super) enum Activity {
     Running = 2,
 }
 
+/// What was counted, for another process to count on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counts {
+    run_ns: u64,
+    exits: u64,
+    connections: u64,
+    connection_errors: u64,
+    received: u64,
+    sent: u64,
+    answers: Vec<u64>,
+    received_frames: u64,
+    sent_frames: u64,
+}
+
 /// Processor time that this thread has used.
 pub(super) fn thread_time() -> Duration {
     // Linux has this clock for every thread; without it nothing would be booked.
@@ -49,6 +64,40 @@ impl Meters {
         self.exits.fetch_add(other.exits(), Ordering::Relaxed);
         self.traffic.absorb(&other.traffic);
         self.frames.absorb(&other.frames);
+    }
+
+    /// What was counted so far, but for the connections that are open.
+    pub(super) fn counts(&self) -> Counts {
+        let traffic = &self.traffic;
+        Counts {
+            run_ns: self.run_ns(),
+            exits: self.exits(),
+            connections: traffic.total.load(Ordering::Relaxed),
+            connection_errors: traffic.errors.load(Ordering::Relaxed),
+            received: traffic.received.load(Ordering::Relaxed),
+            sent: traffic.sent.load(Ordering::Relaxed),
+            answers: traffic.answers.now().counts().to_vec(),
+            received_frames: self.frames.received(),
+            sent_frames: self.frames.sent(),
+        }
+    }
+
+    /// Counts on from there. Whatever was counted here is in it.
+    pub(super) fn count_on(&self, counts: &Counts) {
+        let traffic = &self.traffic;
+        for (to, from) in [
+            (&self.run_ns, counts.run_ns),
+            (&self.exits, counts.exits),
+            (&traffic.total, counts.connections),
+            (&traffic.errors, counts.connection_errors),
+            (&traffic.received, counts.received),
+            (&traffic.sent, counts.sent),
+        ] {
+            to.store(from, Ordering::Relaxed);
+        }
+        traffic.answers.count_on(&counts.answers);
+        self.frames
+            .count_on(counts.received_frames, counts.sent_frames);
     }
 
     pub(super) fn set_activity(&self, activity: Activity) {
@@ -85,5 +134,31 @@ impl Meters {
             1 => TaskState::Ready,
             _ => TaskState::Waiting,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    use wharf_machine::device::Way;
+
+    use super::Meters;
+
+    #[test]
+    fn what_was_counted_elsewhere_is_counted_on_and_never_twice() {
+        let meters = Meters::default();
+        meters.ran(Duration::from_nanos(7));
+        meters.traffic().total.store(3, Ordering::Relaxed);
+        meters.traffic().answers.add(Duration::from_millis(2));
+        meters.frames().count(Way::ToGuest);
+        let other = Meters::default();
+        other.count_on(&meters.counts());
+        assert_eq!(other.counts(), meters.counts());
+        other.ran(Duration::from_nanos(1));
+        meters.count_on(&other.counts());
+        assert_eq!((meters.run_ns(), meters.exits()), (8, 2));
+        assert_eq!(meters.counts(), other.counts());
     }
 }

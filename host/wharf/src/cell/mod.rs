@@ -26,6 +26,7 @@ pub mod events;
 pub mod protocol;
 
 mod asker;
+mod handover;
 mod logger;
 mod meters;
 mod policies;
@@ -36,6 +37,7 @@ mod templates;
 mod tests;
 mod worker;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,11 +49,16 @@ use wharf_machine::Hypervisor;
 use wharf_model::policy::{Answer, Question, SlotName, Verdict};
 use wharf_policy::Slots;
 
-use crate::net::{Acceptor, Board, NetError, Switch};
+use crate::net::{Acceptor, Board, NetError, Router, Switch};
 use console::Consoles;
 use events::EventLog;
-use protocol::{Command, NoSuchTask, Reply, Selector, SnapshotStatus, TaskStatus, UpgradeStatus};
+use handover::Link;
+pub use handover::{ControlFiles, HandoverError};
+use protocol::{
+    Command, HandoverStatus, NoSuchTask, Reply, Selector, SnapshotStatus, TaskStatus, UpgradeStatus,
+};
 pub use spec::{CellConfig, Clones, LogFile, PolicySpec, TaskSpec};
+use supervisor::Newcomer;
 use templates::Templates;
 
 /// The cell could not be started.
@@ -108,7 +115,15 @@ pub struct Cell {
     events: Arc<EventLog>,
     consoles: Arc<Consoles>,
     slots: Arc<Slots>,
-    over: Arc<AtomicBool>,
+    ended: Arc<Ended>,
+}
+
+/// How a cell has ended.
+#[derive(Debug, Default)]
+struct Ended {
+    is_over: AtomicBool,
+    /// Whether another process goes on with it.
+    is_handed_over: AtomicBool,
 }
 
 /// What all workers of a cell use.
@@ -122,28 +137,25 @@ struct Shared {
     switch: Arc<Switch>,
 }
 
-/// Listens on the published ports, whose connections go where the router slot says.
-fn acceptor(config: &CellConfig, slots: &Arc<Slots>) -> Result<Acceptor, NetError> {
+/// Says where connections go: where the router slot does.
+fn router(slots: &Arc<Slots>) -> Box<Router> {
     let slots = Arc::clone(slots);
-    let router = move |connection| {
+    Box::new(move |connection| {
         let router = slots.slot(SlotName::Router);
         match router.ask(&Question::Connect(connection)) {
             Answer::Connect(verdict) => verdict,
             // An answer is of its question's kind.
             _ => Verdict::Deny,
         }
-    };
-    let ports = config
-        .tasks
-        .iter()
-        .map(|task| (task.name.as_str(), task.publish.as_slice()));
-    Acceptor::start(Box::new(router), ports)
+    })
 }
 
 /// A command on its way within this process: with where its reply goes.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) command: Command,
+    /// The control socket, which goes along when the cell is handed over.
+    pub(crate) control: Option<ControlFiles>,
     pub(crate) reply: Sender<Reply>,
 }
 
@@ -156,15 +168,19 @@ impl Cell {
     /// When KVM or threads are not to be had. A task that cannot be started is
     /// no error here, but an event.
     pub fn start(config: CellConfig) -> Result<(Self, JoinHandle<()>), CellError> {
-        let hypervisor = Arc::new(Hypervisor::open()?);
+        let hypervisor = Arc::new(Hypervisor::open()?.with_shared_memory());
         let events = Arc::new(EventLog::default());
         let slots = policies::slots(&config, &events);
         policies::install(&slots, &config.policies)?;
         // Before anything runs: a port that somebody else has refuses the whole.
-        let acceptor = acceptor(&config, &slots)?;
+        let ports = config
+            .tasks
+            .iter()
+            .map(|task| (task.name.as_str(), task.publish.as_slice()));
+        let acceptor = Acceptor::start(router(&slots), ports)?;
         let (requests, inbox) = bounded(64);
-        let over = Arc::new(AtomicBool::new(false));
-        let told = (Arc::clone(&events), Arc::clone(&over));
+        let ended: Arc<Ended> = Arc::default();
+        let told = (Arc::clone(&events), Arc::clone(&ended));
         let templates = Templates::start(&hypervisor, &config.tasks)?;
         let shared = Shared {
             hypervisor,
@@ -174,14 +190,49 @@ impl Cell {
             switch: Arc::default(),
         };
         let (consoles, supervisor) = supervisor::start(config, &shared, acceptor, told, inbox)?;
+        shared.templates.keep_warm();
         let cell = Self {
             requests,
             events,
             consoles: Arc::new(consoles),
             slots,
-            over,
+            ended,
         };
         Ok((cell, supervisor))
+    }
+
+    /// Goes on with the cell of another process, which this one was started by with one
+    /// end of a link. `serve` serves the control socket, before the other lets go of it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be gone on with. What was taken over has been given back then, unless
+    /// the other process is gone.
+    pub fn take_over<T>(
+        link: OwnedFd,
+        serve: impl FnOnce(Self, &CellConfig, ControlFiles) -> Result<T, String>,
+    ) -> Result<(Self, JoinHandle<()>, T), HandoverError> {
+        let (events, ended) = (Arc::new(EventLog::default()), Arc::default());
+        let told = (Arc::clone(&events), Arc::clone(&ended));
+        let mut newcomer = Newcomer::meet(Link::given(link), told)?;
+        let (finish, luggage) = newcomer.take_guests()?;
+        let (requests, inbox) = bounded(64);
+        let slots = newcomer.slots();
+        let mut made = None;
+        let (supervisor, served) =
+            newcomer.finish(finish, luggage, inbox, |consoles, config, control| {
+                let cell = Self {
+                    requests,
+                    events,
+                    consoles: Arc::new(consoles),
+                    slots,
+                    ended,
+                };
+                made = Some(cell.clone());
+                serve(cell, config, control)
+            })?;
+        let cell = made.ok_or(HandoverError::GivenBack)?;
+        Ok((cell, supervisor, served))
     }
 
     /// A handle to a supervisor that somebody else started.
@@ -196,7 +247,7 @@ impl Cell {
             events,
             consoles: Arc::new(consoles),
             slots: Slots::new(Vec::new(), wharf_policy::SlotConfig::of, None, |_| {}),
-            over: Arc::default(),
+            ended: Arc::default(),
         }
     }
 
@@ -278,6 +329,31 @@ impl Cell {
         }
     }
 
+    /// Has another program, by its absolute path, go on with everything in a process of
+    /// its own, also with the control socket. Returns when it does; then this cell is over.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be done now, or the other process does not take over. Then
+    /// everything goes on here.
+    pub fn hand_over(
+        &self,
+        program: &Path,
+        control: ControlFiles,
+    ) -> Result<HandoverStatus, TaskRefusal> {
+        let program = program.to_owned();
+        match self.ask_with(Command::HandOver { program }, Some(control)) {
+            Some(Reply::HandedOver(status)) => Ok(status),
+            other => Err(refusal(other)),
+        }
+    }
+
+    /// Whether another process goes on with it.
+    #[must_use]
+    pub fn is_handed_over(&self) -> bool {
+        self.ended.is_handed_over.load(Ordering::Acquire)
+    }
+
     fn begin_upgrade(&self, command: Command) -> Result<UpgradeStatus, TaskRefusal> {
         match self.ask(command) {
             Some(Reply::Upgrading(status)) => Ok(status),
@@ -321,12 +397,21 @@ impl Cell {
     /// Asks the supervisor; `None` when it has ended, also when it did so with the
     /// request in its mailbox.
     fn ask(&self, command: Command) -> Option<Reply> {
+        self.ask_with(command, None)
+    }
+
+    fn ask_with(&self, command: Command, control: Option<ControlFiles>) -> Option<Reply> {
         let (reply, answer) = bounded(1);
-        self.requests.send(Request { command, reply }).ok()?;
+        let request = Request {
+            command,
+            control,
+            reply,
+        };
+        self.requests.send(request).ok()?;
         loop {
             match answer.recv_timeout(ANSWER_PERIOD) {
                 Ok(reply) => return Some(reply),
-                Err(RecvTimeoutError::Timeout) if !self.over.load(Ordering::Acquire) => {}
+                Err(RecvTimeoutError::Timeout) if !self.ended.is_over.load(Ordering::Acquire) => {}
                 Err(_) => return None,
             }
         }

@@ -47,6 +47,13 @@ pub enum Command {
         #[serde(with = "crate::path")]
         file: PathBuf,
     },
+    /// Have this program, started beside this one, go on with everything; answered when it
+    /// does, by [`Reply::HandedOver`].
+    HandOver {
+        /// The program's file.
+        #[serde(with = "crate::path")]
+        program: PathBuf,
+    },
     /// End everything; a second time, at once. Answered when that has begun.
     Down,
 }
@@ -65,6 +72,8 @@ pub enum Reply {
     Upgrades(Vec<UpgradeStatus>),
     /// A snapshot is written.
     Snapshot(SnapshotStatus),
+    /// Another process goes on, and this one ends.
+    HandedOver(HandoverStatus),
     /// It cannot be done, and nothing is.
     Refused(NoSuchTask),
     /// It cannot be done now, for this reason, and nothing is.
@@ -186,6 +195,25 @@ pub struct SnapshotStatus {
     pub took_ns: u64,
 }
 
+/// A hand-over of the host that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HandoverStatus {
+    /// The process that is the host now.
+    pub pid: u32,
+    /// Its version of wharf.
+    pub version: String,
+    /// Guests that went over.
+    pub guests: u32,
+    /// Connections that went with them.
+    pub connections: u32,
+    /// For how long a guest stood still, in nanoseconds: the median.
+    pub pause_median_ns: u64,
+    /// The same: the longest.
+    pub pause_max_ns: u64,
+    /// How long it took in all, in nanoseconds.
+    pub took_ns: u64,
+}
+
 /// One replica of a task, as `wharf ps` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TaskStatus {
@@ -292,6 +320,10 @@ pub enum EventKind {
     UpgradeRefused,
     /// The cell serves.
     Up,
+    /// Another process goes on with it.
+    HandedOver,
+    /// Another process was to go on with it, and it stays.
+    HandoverFailed,
     /// The cell ends.
     Down,
     /// Another plugin decides, or what is built in by the operator's wish.
@@ -310,7 +342,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Every kind.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Started,
         Self::StartFailed,
         Self::Exited,
@@ -325,6 +357,8 @@ impl EventKind {
         Self::UpgradeRolledBack,
         Self::UpgradeRefused,
         Self::Up,
+        Self::HandedOver,
+        Self::HandoverFailed,
         Self::Down,
         Self::PolicySwapped,
         Self::PolicyConfirmed,
@@ -352,6 +386,8 @@ impl EventKind {
             Self::UpgradeRolledBack => "upgrade-rolled-back",
             Self::UpgradeRefused => "upgrade-refused",
             Self::Up => "up",
+            Self::HandedOver => "handed-over",
+            Self::HandoverFailed => "handover-failed",
             Self::Down => "down",
             Self::PolicySwapped => "policy-swapped",
             Self::PolicyConfirmed => "policy-confirmed",

@@ -71,8 +71,8 @@ impl Stamp {
 }
 
 impl Templates {
-    /// Those of these tasks. A thread of its own makes the clones that are kept ready,
-    /// and ends when nobody has this any more.
+    /// Those of these tasks. A thread of its own makes the clones that are kept ready, from
+    /// when it is told [to](Templates::keep_warm), and ends when nobody has this any more.
     ///
     /// # Errors
     ///
@@ -104,6 +104,14 @@ impl Templates {
                 .map_err(CellError::Thread)?;
         }
         Ok(templates)
+    }
+
+    /// Begins to keep clones ready.
+    pub(super) fn keep_warm(&self) {
+        for file in self.wanted.keys() {
+            // Who keeps them ready ends with this.
+            let _ = self.refill.send(file.clone());
+        }
     }
 
     /// A clone of what is in the file now, and whether it was ready.
@@ -182,11 +190,7 @@ impl Templates {
 /// Makes clones whenever some were taken. What keeps it from that is told, and tried
 /// again after the next start.
 fn keep_warm(refills: &Receiver<PathBuf>, templates: &Weak<Templates>) {
-    let files = templates
-        .upgrade()
-        .map(|it| it.wanted.keys().cloned().collect());
-    let files: Vec<PathBuf> = files.unwrap_or_default();
-    for file in files.into_iter().chain(refills) {
+    for file in refills {
         std::thread::sleep(REFILL_PAUSE);
         let Some(templates) = templates.upgrade() else {
             return;

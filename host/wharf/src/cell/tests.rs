@@ -17,8 +17,8 @@ use wharf_policy::{OnFault, SlotConfig};
 
 use super::console::Piece;
 use super::protocol::{
-    Beside, Command, Event, EventKind, NoSuchTask, Reply, SnapshotStatus, TaskState, TaskStatus,
-    UpgradeState, UpgradeStatus,
+    Beside, Command, Event, EventKind, HandoverStatus, NoSuchTask, Reply, SnapshotStatus,
+    TaskState, TaskStatus, UpgradeState, UpgradeStatus,
 };
 use super::{CellConfig, Clones, LogFile, PolicySpec, TaskSpec};
 use crate::device::{Block, BlockMode, Medium};
@@ -167,6 +167,9 @@ fn every_command_survives() {
             selector: "web.0".parse().unwrap(),
             file: Path::new(OsStr::from_bytes(b"/caf\xe9/web.snap")).to_owned(),
         },
+        Command::HandOver {
+            program: Path::new(OsStr::from_bytes(b"/x/\xff")).to_owned(),
+        },
         Command::Down,
     ]);
 }
@@ -203,6 +206,15 @@ fn every_reply_survives() {
             memory_bytes: u64::MAX,
             pause_ns: 0,
             took_ns: u64::MAX,
+        }),
+        Reply::HandedOver(HandoverStatus {
+            pid: u32::MAX,
+            version: AWKWARD.to_owned(),
+            guests: 1,
+            connections: u32::MAX,
+            pause_median_ns: u64::MAX,
+            pause_max_ns: 0,
+            took_ns: 1,
         }),
         Reply::Denied(AWKWARD.to_owned()),
         Reply::Refused(NoSuchTask {

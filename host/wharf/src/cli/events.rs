@@ -12,7 +12,8 @@ use crate::text::visible;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Go on with what will happen, until the host ends
+    /// Go on with what will happen, also in another process that takes over, until the host
+    /// ends
     #[arg(short, long)]
     follow: bool,
 
@@ -28,19 +29,28 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
     let client = args.host.client()?;
     let (colour, is_terminal) = (output::colour(), io::stdout().is_terminal());
-    for event in client.events(0, args.follow)? {
-        let event = event?;
-        let mut line = if args.json {
-            serde_json::to_string(&event)?
-        } else {
-            human(&event, colour, is_terminal)
-        };
-        line.push('\n');
-        if emit(line.as_bytes())?.is_break() {
-            break;
+    let mut last = 0;
+    loop {
+        let pid = client.host()?.pid;
+        for event in client.events(last, args.follow)? {
+            let event = event?;
+            last = event.seq;
+            let mut line = if args.json {
+                serde_json::to_string(&event)?
+            } else {
+                human(&event, colour, is_terminal)
+            };
+            line.push('\n');
+            if emit(line.as_bytes())?.is_break() {
+                return Ok(0);
+            }
+        }
+        // Another process may go on with the same host, and its events.
+        let goes_on = client.host().is_ok_and(|host| host.pid != pid);
+        if !args.follow || !goes_on {
+            return Ok(0);
         }
     }
-    Ok(0)
 }
 
 /// An event on one line, and its further lines below it.
@@ -77,6 +87,8 @@ const fn shade(kind: EventKind) -> Option<AnsiColor> {
         EventKind::Upgraded => Some(AnsiColor::Green),
         EventKind::UpgradeBegun | EventKind::UpgradeShared | EventKind::Snapshotted => None,
         EventKind::Exited | EventKind::Stopped | EventKind::Moved | EventKind::Down => None,
+        EventKind::HandedOver => Some(AnsiColor::Green),
+        EventKind::HandoverFailed => Some(AnsiColor::Yellow),
         EventKind::PolicySwapped | EventKind::PolicyConfirmed => Some(AnsiColor::Green),
         EventKind::PolicyStruck | EventKind::PolicyRestored | EventKind::PolicyRolledBack => {
             Some(AnsiColor::Yellow)

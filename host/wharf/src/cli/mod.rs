@@ -11,6 +11,7 @@ mod doctor;
 mod down;
 mod events;
 mod facts;
+mod handover;
 mod host;
 mod image;
 mod logs;
@@ -134,6 +135,13 @@ enum Host {
     /// task; each has the image, the memory and the arguments of this one, and random
     /// numbers of its own.
     Snapshot(snapshot::Args),
+    /// Have another wharf go on with everything, while guests and clients do
+    ///
+    /// The program that this command belongs to, or another `wharf-host`, starts beside the
+    /// one that runs and takes everything over: guests where they stand, connections,
+    /// disks, policies with their state, this socket. Then the old one ends. When
+    /// something does not work, the old one goes on, and the exit status is 125.
+    Handover(handover::Args),
     /// Show what happened: starts, ends, faults
     Events(events::Args),
     /// Watch what tasks use, the busiest first
@@ -236,6 +244,7 @@ pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8
         Host::Upgrade(args) => upgrade::run(&args, progress),
         Host::Rollback(args) => upgrade::roll_back(&args),
         Host::Snapshot(args) => snapshot::run(&args),
+        Host::Handover(args) => handover::run(&args),
         Host::Demo(args) => demo::run(&args, progress),
         Host::Events(args) => events::run(&args),
         Host::Top(args) => top::run(&args),
@@ -321,6 +330,8 @@ mod tests {
             "wharf upgrade web --image apps#http --no-wait --json",
             "wharf rollback web.0",
             "wharf snapshot web.0 web.snap --json",
+            "wharf handover --json",
+            "wharf handover target/release/wharf-host --socket s",
             "wharf demo --sources /src/wharf",
             "wharf run --from web.snap --publish 8080:80",
             "wharf down --no-wait",

@@ -1,5 +1,6 @@
 //! `wharf up`.
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +18,9 @@ use wharf_machine::snapshot::Snapshot;
 use super::{host, output};
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::{Event, EventKind, TaskState, TaskStatus};
-use crate::cell::{Cell, CellConfig, PolicySpec, TaskSpec};
+use crate::cell::{Cell, CellConfig, ControlFiles, PolicySpec, TaskSpec};
 use crate::config::{Config, ConfigError, Policies, Task};
-use crate::control::{self, Client, ServeConfig, Server};
+use crate::control::{self, Client, ServeConfig, Server, Serving};
 use crate::device::attach;
 use crate::net::Tap;
 use crate::run::signals::block_stops;
@@ -57,10 +58,17 @@ pub(super) struct Args {
     /// What `--detach` starts: a host without a terminal
     #[arg(long, hide = true)]
     detached: bool,
+
+    /// What a host starts that is handed over: the other end is standard input
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 /// Runs the command.
 pub(super) fn run(args: &Args, progress: Progress) -> anyhow::Result<u8> {
+    if args.take_over {
+        return take_over();
+    }
     let config = match Config::load(&args.file) {
         Ok(config) => config,
         Err(error) if args.check => return Ok(tell_problems(&error)),
@@ -113,7 +121,7 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     let tasks = specs(&config.tasks, args.strict, routed, progress)?;
     let policies = policies(&config.policies, progress)?;
     // Before any other thread starts, so that all of them leave signals to it.
-    let signals = Signals::hear(socket)?;
+    let signals = Signals::block()?.hear(socket)?;
     let workers = config.host.workers.unwrap_or_else(cores);
     let (cell, supervisor) = Cell::start(CellConfig {
         workers,
@@ -125,7 +133,7 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
         cell.clone(),
         ServeConfig {
             workers,
-            config: Some(args.file.clone()),
+            config: Some(args.file.display().to_string()),
         },
     )?;
     let over = Arc::new(AtomicBool::new(false));
@@ -133,8 +141,44 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
         forget_stderr()?;
         None
     } else {
-        Some(tell_events(cell, Arc::clone(&over))?)
+        Some(tell_events(cell, 0, Arc::clone(&over))?)
     };
+    wait(supervisor, teller, &over, serving);
+    Ok(0)
+}
+
+/// Goes on with the host that has started this process.
+fn take_over() -> anyhow::Result<u8> {
+    // Of this process, too, nobody but the signals' thread hears signals.
+    let signals = Signals::block()?;
+    let link = std::io::stdin().as_fd().try_clone_to_owned();
+    let link = link.context("standard input is no link to a host")?;
+    let serve = |cell: Cell, config: &CellConfig, control: ControlFiles| {
+        let socket = control.path.clone();
+        let serve = ServeConfig {
+            workers: config.workers,
+            config: control.config.clone(),
+        };
+        let server = Server::take_over(control).map_err(|e| one_line(&e))?;
+        let serving = server.start(cell, serve).map_err(|e| one_line(&e))?;
+        Ok((serving, socket))
+    };
+    let (cell, supervisor, (serving, socket)) = Cell::take_over(link, serve)?;
+    signals.hear(&socket)?.end(cell.clone());
+    let over = Arc::new(AtomicBool::new(false));
+    let last = cell.events().last().saturating_sub(1);
+    let teller = tell_events(cell, last, Arc::clone(&over))?;
+    wait(supervisor, Some(teller), &over, serving);
+    Ok(0)
+}
+
+/// Waits until a cell is over, and ends what goes with it.
+fn wait(
+    supervisor: JoinHandle<()>,
+    teller: Option<JoinHandle<()>>,
+    over: &AtomicBool,
+    serving: Serving,
+) {
     if supervisor.join().is_err() {
         output::complain("the supervisor panicked; its tasks have ended");
     }
@@ -142,7 +186,6 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     // It has nothing to do but to end.
     let _ = teller.map(JoinHandle::join);
     serving.end();
-    Ok(0)
 }
 
 /// Lets go of the file in which the parent looks for why the host did not start.
@@ -272,10 +315,25 @@ struct Signals {
     cell: Arc<Mutex<Option<Cell>>>,
 }
 
+/// Signals that wait to be heard.
+struct Blocked(SigSet);
+
 impl Signals {
+    /// Blocks them, for this thread and those that it starts.
+    fn block() -> anyhow::Result<Blocked> {
+        block_stops().map(Blocked).context("cannot block signals")
+    }
+
+    /// From now on the first signal ends this cell in order, the second at once.
+    fn end(&self, cell: Cell) {
+        *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
+    }
+}
+
+impl Blocked {
     /// Hears them from now on; `socket` goes with the process.
-    fn hear(socket: &Path) -> anyhow::Result<Self> {
-        let stops = block_stops().context("cannot block signals")?;
+    fn hear(self, socket: &Path) -> anyhow::Result<Signals> {
+        let Self(stops) = self;
         let cell: Arc<Mutex<Option<Cell>>> = Arc::default();
         let (heard, socket) = (Arc::clone(&cell), socket.to_owned());
         std::thread::Builder::new()
@@ -284,18 +342,25 @@ impl Signals {
                 while let Ok(signal) = stops.wait() {
                     let cell = heard.lock().unwrap_or_else(PoisonError::into_inner);
                     match cell.as_ref() {
-                        Some(cell) => cell.down(),
+                        Some(cell) => end(cell, &socket),
                         None => end_by(signal, stops, &socket),
                     }
                 }
             })
             .context("cannot start a thread")?;
-        Ok(Self { cell })
+        Ok(Signals { cell })
     }
+}
 
-    /// From now on the first signal ends this cell in order, the second at once.
-    fn end(&self, cell: Cell) {
-        *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
+/// Ends a cell, wherever it is by now.
+fn end(cell: &Cell, socket: &Path) {
+    cell.down();
+    // Who sent the signal did not know that another process goes on.
+    if cell.is_handed_over()
+        && let Ok(client) = Client::new(socket)
+        && let Err(error) = client.down()
+    {
+        output::complain(&one_line(&error));
     }
 }
 
@@ -308,12 +373,11 @@ fn end_by(signal: Signal, stops: SigSet, socket: &Path) {
     let _ = raise(signal);
 }
 
-/// Says on standard error what happens, until the cell is over.
-fn tell_events(cell: Cell, over: Arc<AtomicBool>) -> anyhow::Result<JoinHandle<()>> {
+/// Says on standard error what happens after an event, until the cell is over.
+fn tell_events(cell: Cell, mut last: u64, over: Arc<AtomicBool>) -> anyhow::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("events".to_owned())
         .spawn(move || {
-            let mut last = 0;
             loop {
                 // A supervisor that panicked says no last word.
                 let is_over = over.load(Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! What all requests are answered from.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,8 +11,8 @@ use super::feed::Following;
 use super::problem::Problem;
 use super::resources::HostStatus;
 use super::server::{FOLLOWERS, ServeConfig};
-use crate::cell::Cell;
 use crate::cell::protocol::{NoSuchTask, Selector, TaskStatus};
+use crate::cell::{Cell, ControlFiles};
 
 /// What the routes have in common. Asking the cell blocks the one thread that
 /// serves, on purpose: its supervisor does nothing that takes time, and so answers
@@ -23,17 +24,27 @@ pub(super) struct App {
     started: SystemTime,
     since: Instant,
     followers: Arc<Semaphore>,
+    socket: Arc<ControlFiles>,
+    /// Says whether nobody is accepted for a while.
+    rest: watch::Sender<bool>,
     end: watch::Receiver<()>,
 }
 
 impl App {
-    pub(super) fn new(cell: Cell, config: ServeConfig, end: watch::Receiver<()>) -> Self {
+    pub(super) fn new(
+        cell: Cell,
+        config: ServeConfig,
+        (socket, rest): (ControlFiles, watch::Sender<bool>),
+        end: watch::Receiver<()>,
+    ) -> Self {
         Self {
             cell: Arc::new(cell),
             config: Arc::new(config),
             started: SystemTime::now(),
             since: Instant::now(),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
+            socket: Arc::new(socket),
+            rest,
             end,
         }
     }
@@ -68,19 +79,34 @@ impl App {
         }))
     }
 
+    /// Has nobody accepted until that is dropped, and says what there is to hand over.
+    pub(super) fn leave_socket(&self) -> io::Result<(ControlFiles, Resting)> {
+        let files = self.socket.try_clone()?;
+        self.rest.send_replace(true);
+        Ok((files, Resting(self.rest.clone())))
+    }
+
     /// The process, as it is now.
     pub(super) fn host_status(&self) -> HostStatus {
         let ns = |time: Duration| time.as_nanos().try_into().unwrap_or(u64::MAX);
         let started = self.started.duration_since(UNIX_EPOCH);
-        let config = self.config.config.as_deref();
         HostStatus {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            config: config.map(|path| path.display().to_string()),
+            config: self.config.config.clone(),
             workers: self.config.workers,
             tasks: self.cell.tasks().len(),
             started_ns: ns(started.unwrap_or_default()),
             uptime_ns: ns(self.since.elapsed()),
         }
+    }
+}
+
+/// While this lives, nobody is accepted.
+pub(super) struct Resting(watch::Sender<bool>);
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }

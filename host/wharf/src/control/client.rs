@@ -16,13 +16,16 @@ use tokio::time;
 use wharf_model::policy::SlotName;
 use wharf_policy::TraceLine;
 
+use super::handovers::HandoverRequest;
 use super::lines::Lines;
 use super::policies::{PolicyStatus, RollbackReport, SwapReport, SwapRequest};
 use super::problem::Problem;
 use super::resources::{ConsolePiece, HostStatus};
 use super::snapshots::SnapshotRequest;
 use super::upgrades::UpgradeRequest;
-use crate::cell::protocol::{Event, Selector, SnapshotStatus, TaskStatus, UpgradeStatus};
+use crate::cell::protocol::{
+    Event, HandoverStatus, Selector, SnapshotStatus, TaskStatus, UpgradeStatus,
+};
 
 /// How long a host may take to begin an answer. It needs microseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -30,6 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to try a plugin, besides what a shadow takes: the largest
 /// ones compile for half a minute.
 const TRIAL_PATIENCE: Duration = Duration::from_secs(120);
+
+/// How long a hand-over may take: another process starts, and compiles policies.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long to wait for a place among those who wait to be connected. The host drops
 /// those who hold a connection and say nothing sooner.
@@ -195,6 +201,16 @@ impl Client {
         let body = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
         let uri = format!("/v1/tasks/{selector}/snapshot");
         self.call_with(Method::POST, &uri, body.into(), TRIAL_PATIENCE)
+    }
+
+    /// Has another program, by its absolute path, go on with everything.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not reached, or refuses.
+    pub fn hand_over(&self, request: &HandoverRequest) -> Result<HandoverStatus, ClientError> {
+        let body = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
+        self.call_with(Method::POST, "/v1/handover", body.into(), HANDOVER_PATIENCE)
     }
 
     /// Begins to end the host.

@@ -58,7 +58,7 @@ pub(crate) fn cell_of(mut tasks: Vec<TaskStatus>) -> (Cell, Vec<Arc<ConsoleRing>
     let events = Arc::new(EventLog::default());
     let log = Arc::clone(&events);
     thread::spawn(move || {
-        for Request { command, reply } in inbox {
+        for Request { command, reply, .. } in inbox {
             let is_down = command == Command::Down;
             let answer = match command {
                 Command::Tasks => Reply::Tasks(tasks.clone()),
@@ -75,6 +75,10 @@ pub(crate) fn cell_of(mut tasks: Vec<TaskStatus>) -> (Cell, Vec<Arc<ConsoleRing>
                 Command::Snapshot { selector, file } => {
                     let file = file.display();
                     Reply::Denied(format!("{selector} is not written to {file} in a test"))
+                }
+                Command::HandOver { program } => {
+                    let program = program.display();
+                    Reply::Denied(format!("{program} is not started in a test"))
                 }
                 Command::Upgrades => Reply::Upgrades(Vec::new()),
                 Command::Down => {

@@ -19,6 +19,7 @@ mod console;
 mod error;
 mod exposition;
 mod feed;
+mod handovers;
 mod lines;
 mod metrics;
 mod policies;
@@ -40,6 +41,7 @@ use std::path::PathBuf;
 
 pub use client::{Client, ClientError};
 pub use error::ControlError;
+pub use handovers::HandoverRequest;
 pub use lines::Lines;
 pub use policies::{BUILT_IN, PolicyStatus, RollbackReport, ShadowReport, SwapReport, SwapRequest};
 pub use resources::{ConsolePiece, HostStatus};

@@ -18,6 +18,7 @@ use super::app::App;
 use super::console::Consoles;
 use super::exposition::Exposition;
 use super::feed::{self, Events};
+use super::handovers;
 use super::metrics;
 use super::policies;
 use super::problem::{Asked, Chosen, Problem};
@@ -82,6 +83,7 @@ fn described() -> (Router<App>, utoipa::openapi::OpenApi) {
         .routes(routes!(policies::swap))
         .routes(routes!(policies::rollback))
         .routes(routes!(policies::trace))
+        .routes(routes!(handovers::hand_over))
         .routes(routes!(down))
         .routes(routes!(measure))
         .split_for_parts()

@@ -1,7 +1,7 @@
 //! The thread that serves the socket, and what it grants to one client.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use super::app::App;
 use super::error::ControlError;
 use super::routes;
 use super::socket::{self, Socket};
-use crate::cell::Cell;
+use crate::cell::{Cell, ControlFiles};
 
 /// Connections at once. Others wait until one ends.
 const CONNECTIONS: usize = 64;
@@ -54,8 +54,8 @@ pub struct Server {
 pub struct ServeConfig {
     /// Worker threads of the cell.
     pub workers: u32,
-    /// The file that the cell was configured by.
-    pub config: Option<PathBuf>,
+    /// The file that the cell was configured by, with U+FFFD in place of what is not UTF-8.
+    pub config: Option<String>,
 }
 
 /// A server at work. When this is dropped, it ends by itself a little later.
@@ -76,6 +76,16 @@ impl Server {
     /// a file of another kind, and when the directory cannot be written to.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let socket = Socket::listen(path)?;
+        Ok(Self { socket })
+    }
+
+    /// Goes on with the socket of another process, which accepts nobody there any more.
+    ///
+    /// # Errors
+    ///
+    /// When its lock's file cannot be written.
+    pub fn take_over(files: ControlFiles) -> Result<Self, ControlError> {
+        let socket = Socket::take_over(files)?;
         Ok(Self { socket })
     }
 
@@ -106,13 +116,19 @@ impl Server {
             UnixListener::from_std(listener).map_err(ControlError::Thread)?
         };
         let (end, ended) = watch::channel(());
-        let router = routes::router(App::new(cell, config, ended.clone()));
+        let files = self.socket.files(config.config.clone());
+        let files = files.map_err(ControlError::Thread)?;
+        let (rest, rests) = watch::channel(false);
+        let last = cell.clone();
+        let router = routes::router(App::new(cell, config, (files, rest), ended.clone()));
         let socket = self.socket;
         let thread = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, router, ended));
-                drop(socket);
+                runtime.block_on(serve(listener, router, (ended, rests)));
+                if last.is_handed_over() {
+                    socket.leave();
+                }
             })
             .map_err(ControlError::Thread)?;
         Ok(Serving { end, thread })
@@ -131,11 +147,16 @@ impl Serving {
 }
 
 /// Accepts until the end, and then waits for the connections that are left.
-async fn serve(listener: UnixListener, router: Router, mut end: watch::Receiver<()>) {
+async fn serve(
+    listener: UnixListener,
+    router: Router,
+    (mut end, mut rests): (watch::Receiver<()>, watch::Receiver<bool>),
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+            accepted = listener.accept(),
+                if connections.len() < CONNECTIONS && !*rests.borrow() => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, router.clone(), end.clone()));
                 }
@@ -144,6 +165,8 @@ async fn serve(listener: UnixListener, router: Router, mut end: watch::Receiver<
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             // Nothing is ever sent: the sender goes.
             _ = end.changed() => break,
+            // While the socket goes to another process, who comes waits for that one.
+            Ok(()) = rests.changed() => {}
         }
     }
     drop(listener);

@@ -13,7 +13,7 @@
 //! has to be changed.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -29,6 +29,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::error::ControlError;
+use crate::cell::ControlFiles;
 
 /// Bytes of a path that a socket's address has room for (unix(7), `sun_path`,
 /// less the zero at the end).
@@ -46,8 +47,10 @@ const BACKLOG: i32 = 64;
 pub(super) struct Socket {
     path: PathBuf,
     listener: UnixListener,
+    /// Whether the file is another process's by now.
+    is_left: bool,
     /// Held as long as the file is ours. The last field: dropped last.
-    _lock: File,
+    lock: File,
 }
 
 impl Socket {
@@ -64,8 +67,45 @@ impl Socket {
         Ok(Self {
             path: path.to_owned(),
             listener,
-            _lock: lock,
+            is_left: false,
+            lock,
         })
+    }
+
+    /// Takes over the socket of another process, with its lock.
+    pub(super) fn take_over(files: ControlFiles) -> Result<Self, ControlError> {
+        let ControlFiles {
+            path,
+            listener,
+            lock,
+            ..
+        } = files;
+        let mut lock = File::from(lock);
+        write_holder(&mut lock).map_err(|source| ControlError::Lock {
+            path: path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            path,
+            listener: UnixListener::from(listener),
+            is_left: false,
+            lock,
+        })
+    }
+
+    /// What another process needs to serve it.
+    pub(super) fn files(&self, config: Option<String>) -> io::Result<ControlFiles> {
+        Ok(ControlFiles {
+            path: self.path.clone(),
+            listener: self.listener.try_clone()?.into(),
+            lock: self.lock.try_clone()?.into(),
+            config,
+        })
+    }
+
+    /// Leaves it to another process, which serves it.
+    pub(super) fn leave(mut self) {
+        self.is_left = true;
     }
 
     /// The listener, which does not block.
@@ -76,6 +116,9 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }
@@ -140,9 +183,15 @@ fn lock(path: &Path) -> Result<File, ControlError> {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
     }
-    file.set_len(0).map_err(failed)?;
-    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    write_holder(&mut file).map_err(failed)?;
     Ok(file)
+}
+
+/// Writes into a lock's file who has it.
+fn write_holder(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
 }
 
 /// Removes a socket that nobody listens at. To be called with the lock.

@@ -7,11 +7,14 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::fcntl::{FallocateFlags, Flock, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
+use serde_json::Value;
 use wharf_machine::Buffers;
 use wharf_machine::device::Disk;
+use wharf_machine::handover::Luggage;
 
+use super::carried::{CarriedDisk, described};
 use super::heir::{self, OnFile};
 use super::{DiskError, is_disk_size, lock};
 
@@ -19,7 +22,7 @@ use super::{DiskError, is_disk_size, lock};
 #[derive(Debug)]
 pub(super) struct FileDisk {
     /// Shared with a guest that is to take this one's place: the lock lasts.
-    file: Arc<Flock<File>>,
+    file: Arc<File>,
     name: String,
     len: u64,
     writable: bool,
@@ -53,6 +56,17 @@ impl FileDisk {
 }
 
 impl FileDisk {
+    /// Goes on with a file that another process has locked, which is locked here as well.
+    pub(super) fn go_on(file: File, name: String, len: u64, writable: bool, lost: bool) -> Self {
+        Self {
+            file: Arc::new(file),
+            name,
+            len,
+            writable,
+            lost,
+        }
+    }
+
     /// Looks whether it could be opened so. Makes nothing and locks nothing.
     pub(super) fn check(path: &Path, size: Option<u64>, writable: bool) -> Result<(), DiskError> {
         match options(writable).open(path) {
@@ -112,6 +126,16 @@ impl Disk for FileDisk {
 
     fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
         punch(&self.file, at, len)
+    }
+
+    fn carry(&self, luggage: &mut Luggage) -> io::Result<Value> {
+        described(&CarriedDisk::File {
+            file: luggage.put_file(self.file.try_clone()?.into()),
+            name: self.name.clone(),
+            len: self.len,
+            writable: self.writable,
+            lost: self.lost,
+        })
     }
 
     fn share(&self) -> Option<io::Result<Box<dyn Disk>>> {

@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use serde_json::Value;
 use wharf_machine::Buffers;
 use wharf_machine::device::Disk;
+use wharf_machine::handover::Luggage;
 
 use super::overlay::Overlay;
 
@@ -78,6 +80,15 @@ impl<B: OnFile> Disk for Heir<B> {
 
     fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
         self.disk().discard(at, len)
+    }
+
+    /// One that is not its own yet does not go anywhere: whose it will be is not decided.
+    fn carry(&self, luggage: &mut Luggage) -> io::Result<Value> {
+        if self.is_own {
+            self.overlay.under().carry(luggage)
+        } else {
+            Err(io::Error::other("it is still to take another's place"))
+        }
     }
 
     /// Of one that is not its own yet, there is none: it may have to go.

@@ -2,13 +2,13 @@
 //!
 //! The lock is `flock`'s, on the open file: it is held against other processes and
 //! other tasks of this one alike, goes when the file is closed, however the process
-//! ends, and the kernel remembers who took it.
+//! ends, and the kernel remembers who took it. A process that the open file is passed to
+//! has it as well, so that it is never let go of on purpose.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::{major, minor};
 
 use super::DiskError;
@@ -18,23 +18,24 @@ use super::DiskError;
 /// # Errors
 ///
 /// [`DiskError::InUse`] when somebody has it already.
-pub(super) fn take(file: File, path: &Path, writes: bool) -> Result<Flock<File>, DiskError> {
-    let how = if writes {
-        FlockArg::LockExclusiveNonblock
+pub(super) fn take(file: File, path: &Path, writes: bool) -> Result<File, DiskError> {
+    let taken = if writes {
+        file.try_lock()
     } else {
-        FlockArg::LockSharedNonblock
+        file.try_lock_shared()
     };
-    Flock::lock(file, how).map_err(|(file, error)| match error {
-        nix::Error::EWOULDBLOCK => DiskError::InUse {
+    match taken {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(DiskError::InUse {
             file: path.to_owned(),
             by: holder(&file),
-        },
-        error => DiskError::Open {
+        }),
+        Err(TryLockError::Error(source)) => Err(DiskError::Open {
             file: path.to_owned(),
             how: "lock it",
-            source: error.into(),
-        },
-    })
+            source,
+        }),
+    }
 }
 
 /// Says who has a file in a way that does not go with this one, without locking it:

@@ -5,10 +5,13 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde_json::Value;
 use wharf_machine::Buffers;
 use wharf_machine::device::Disk;
+use wharf_machine::handover::Luggage;
 
 use super::DiskError;
+use super::carried::{CarriedDisk, described};
 use super::file::punch;
 use super::heir::{self, OnFile};
 
@@ -31,6 +34,11 @@ impl MemoryDisk {
         file.set_len(len).map_err(failed)?;
         Ok(Self { file, name, len })
     }
+
+    /// Goes on with what another process had.
+    pub(super) const fn go_on(file: File, name: String, len: u64) -> Self {
+        Self { file, name, len }
+    }
 }
 
 impl Disk for MemoryDisk {
@@ -49,6 +57,14 @@ impl Disk for MemoryDisk {
             len: self.len,
         });
         Some(other.and_then(heir::beside))
+    }
+
+    fn carry(&self, luggage: &mut Luggage) -> io::Result<Value> {
+        described(&CarriedDisk::Memory {
+            file: luggage.put_file(self.file.try_clone()?.into()),
+            name: self.name.clone(),
+            len: self.len,
+        })
     }
 
     fn can_discard(&self) -> bool {

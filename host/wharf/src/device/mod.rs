@@ -6,6 +6,7 @@
 //! [`wharf_machine::device::Disk`]; rings and guest memory are that crate's.
 
 pub mod attach;
+pub(crate) mod carried;
 
 mod file;
 mod heir;

@@ -5,10 +5,13 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+use serde_json::Value;
 use wharf_machine::Buffers;
 use wharf_machine::device::{Disk, SECTOR};
+use wharf_machine::handover::Luggage;
 
 use super::DiskError;
+use super::carried::{CarriedDisk, described};
 use super::heir::OnFile as _;
 use super::memory::MemoryDisk;
 
@@ -38,6 +41,19 @@ impl<B: Disk> Overlay<B> {
             above,
             written: BTreeMap::new(),
         })
+    }
+
+    /// Goes on with what another process had: what was written, as it was described.
+    pub(super) fn go_on(below: B, above: File, written: &[u8]) -> Self {
+        let above = MemoryDisk::go_on(above, below.id().to_owned(), below.len());
+        // A page's number, and the bits of its sectors.
+        let pages = written.as_chunks::<9>().0.iter();
+        let page = |[number @ .., mask]: &[u8; 9]| (u64::from_le_bytes(*number), *mask);
+        Self {
+            below,
+            above,
+            written: pages.map(page).collect(),
+        }
     }
 
     /// What is below.
@@ -105,6 +121,19 @@ impl<B: Disk> Disk for Overlay<B> {
 
     fn id(&self) -> &str {
         self.below.id()
+    }
+
+    fn carry(&self, luggage: &mut Luggage) -> io::Result<Value> {
+        let mut written = Vec::new();
+        for (page, mask) in &self.written {
+            written.extend(page.to_le_bytes());
+            written.push(*mask);
+        }
+        described(&CarriedDisk::Overlay {
+            below: self.below.carry(luggage)?,
+            above: luggage.put_file(self.above.file().try_clone()?.into()),
+            written: luggage.put_bytes(&written),
+        })
     }
 
     fn read(&mut self, at: u64, into: &Buffers<'_>) -> io::Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -43,8 +43,10 @@ const BELL: u64 = u64::MAX;
 #[derive(Debug)]
 pub struct Acceptor {
     board: Arc<Board>,
+    listeners: Arc<[Socket]>,
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// None without ports, and while it rests.
+    thread: Option<JoinHandle<Vec<Waiting>>>,
 }
 
 impl Acceptor {
@@ -68,34 +70,115 @@ impl Acceptor {
                     address,
                     source,
                 })?;
-                listeners.push(Listener {
-                    socket: listener,
-                    waiting: VecDeque::new(),
-                });
+                listeners.push(listener);
                 ports.push(Port {
                     task,
                     publish: *publish,
                 });
             }
         }
-        let board = Arc::new(Board::new(router, ports)?);
-        let over = Arc::new(AtomicBool::new(false));
-        let thread = if listeners.is_empty() {
-            None
-        } else {
-            let serving = Serving::new(Arc::clone(&board), listeners, Arc::clone(&over))?;
-            let thread = std::thread::Builder::new().name("acceptor".to_owned());
-            let thread = thread.spawn(move || serving.run());
-            Some(thread.map_err(|source| NetError::System {
-                what: "a thread",
-                source,
-            })?)
+        Self::on(Board::new(router, ports)?, listeners)
+    }
+
+    /// Goes on with the ports of another process, which still listens on them: what comes
+    /// is taken where its guest is, until [`Acceptor::share`] says that this is here.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no descriptors or threads left.
+    pub fn go_on(router: Box<Router>, ports: Vec<SharedPort>) -> Result<Self, NetError> {
+        headroom::use_all_descriptors();
+        let (ports, listeners) = ports
+            .into_iter()
+            .map(|it| {
+                let SharedPort {
+                    task,
+                    publish,
+                    listener,
+                } = it;
+                (Port { task, publish }, Socket::from(listener))
+            })
+            .unzip();
+        let board = Board::new(router, ports)?;
+        board.share(true);
+        Self::on(board, listeners)
+    }
+
+    fn on(board: Board, listeners: Vec<Socket>) -> Result<Self, NetError> {
+        let mut acceptor = Self {
+            board: Arc::new(board),
+            listeners: listeners.into(),
+            over: Arc::default(),
+            thread: None,
         };
-        Ok(Self {
-            board,
-            over,
-            thread,
-        })
+        acceptor.run()?;
+        Ok(acceptor)
+    }
+
+    /// Takes connections, if there are ports.
+    fn run(&mut self) -> Result<(), NetError> {
+        if self.listeners.is_empty() {
+            return Ok(());
+        }
+        self.over.store(false, Ordering::Release);
+        let (board, over) = (Arc::clone(&self.board), Arc::clone(&self.over));
+        let serving = Serving::new(board, Arc::clone(&self.listeners), over)?;
+        let thread = std::thread::Builder::new().name("acceptor".to_owned());
+        let thread = thread.spawn(move || serving.run());
+        self.thread = Some(thread.map_err(|source| NetError::System {
+            what: "a thread",
+            source,
+        })?);
+        Ok(())
+    }
+
+    /// The ports, for another process that is to listen on them as well.
+    ///
+    /// # Errors
+    ///
+    /// When this process has no descriptors left.
+    pub fn ports(&self) -> io::Result<Vec<SharedPort>> {
+        let ports = self.board.ports().iter().zip(self.listeners.iter());
+        let shared = |(port, listener): (&Port, &Socket)| {
+            Ok(SharedPort {
+                task: port.task,
+                publish: port.publish,
+                listener: listener.try_clone()?.into(),
+            })
+        };
+        ports.map(shared).collect()
+    }
+
+    /// Says whether another process takes connections of the same ports. Then only those
+    /// are taken for which there is a guest here.
+    pub fn share(&self, shares: bool) {
+        self.board.share(shares);
+    }
+
+    /// Takes no more connections, and returns those that wait for a guest.
+    pub fn rest(&mut self) -> Vec<Waiting> {
+        self.over.store(true, Ordering::Release);
+        ring(self.board.opened());
+        // It cannot panic; if it did, it is over all the same.
+        let waiting = self.thread.take().map(JoinHandle::join);
+        waiting.and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// Goes on after a [rest](Acceptor::rest), or after that of another process, with the
+    /// connections that waited.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors or threads left.
+    pub fn wake(&mut self, waiting: Vec<Waiting>) -> Result<(), NetError> {
+        for it in waiting {
+            // One for which there is no place is cut off, as any that comes.
+            self.board.wait(it);
+        }
+        if self.thread.is_none() {
+            self.run()?;
+        }
+        Ok(())
     }
 
     /// Where guests put up their doors.
@@ -107,24 +190,28 @@ impl Acceptor {
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Release);
-        ring(self.board.opened());
-        if let Some(thread) = self.thread.take() {
-            // It cannot panic; if it did, it is over all the same.
-            let _ = thread.join();
-        }
+        drop(self.rest());
     }
 }
 
-struct Listener {
-    socket: Socket,
-    /// Who found nobody.
-    waiting: VecDeque<Waiting>,
+/// A port that is published and listened on.
+#[derive(Debug)]
+pub struct SharedPort {
+    /// The task's place in the configuration.
+    pub task: usize,
+    /// What is published.
+    pub publish: Publish,
+    /// The listening socket.
+    pub listener: OwnedFd,
 }
 
 struct Serving {
     board: Arc<Board>,
-    listeners: Vec<Listener>,
+    listeners: Arc<[Socket]>,
+    /// Of each port, who found nobody.
+    waiting: Vec<VecDeque<Waiting>>,
+    /// Of each port, whether connections are taken.
+    listens: Vec<bool>,
     epoll: Epoll,
     over: Arc<AtomicBool>,
     /// Whether it was said that there are too many connections.
@@ -134,19 +221,17 @@ struct Serving {
 impl Serving {
     fn new(
         board: Arc<Board>,
-        listeners: Vec<Listener>,
+        listeners: Arc<[Socket]>,
         over: Arc<AtomicBool>,
     ) -> Result<Self, NetError> {
         let refused = refused("an epoll");
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(&refused)?;
-        for (number, listener) in (0..).zip(&listeners) {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
-            epoll.add(&listener.socket, event).map_err(&refused)?;
-        }
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
         epoll.add(board.opened(), event).map_err(refused)?;
         Ok(Self {
             board,
+            waiting: listeners.iter().map(|_| VecDeque::new()).collect(),
+            listens: vec![false; listeners.len()],
             listeners,
             epoll,
             over,
@@ -154,10 +239,12 @@ impl Serving {
         })
     }
 
-    fn run(mut self) {
+    /// Serves until it is over, and returns who still waits.
+    fn run(mut self) -> Vec<Waiting> {
         let mut events = [EpollEvent::empty(); 32];
         while !self.over.load(Ordering::Acquire) {
-            let anybody = self.listeners.iter().any(|it| !it.waiting.is_empty());
+            self.listen();
+            let anybody = self.waiting.iter().any(|it| !it.is_empty());
             let timeout = if anybody {
                 u16::try_from(LOOK.as_millis()).map_or(EpollTimeout::ZERO, EpollTimeout::from)
             } else {
@@ -168,7 +255,7 @@ impl Serving {
                 Err(nix::Error::EINTR) => 0,
                 Err(e) => {
                     log::error!("published ports are served no more: epoll: {e}");
-                    return;
+                    break;
                 }
             };
             let ready: Vec<u64> = events.iter().take(count).map(EpollEvent::data).collect();
@@ -187,6 +274,32 @@ impl Serving {
                 }
             }
         }
+        let between: Vec<Waiting> = self.board.waiting().collect();
+        let waiting = self.waiting.into_iter().flatten();
+        waiting.chain(between).collect()
+    }
+
+    /// Looks at which ports connections are to be taken: at all, but for those of guests
+    /// that are in another process.
+    fn listen(&mut self) {
+        let ports = self.listens.iter_mut().zip(self.listeners.iter());
+        for ((listens, listener), number) in ports.zip(0_u64..) {
+            let port = usize::try_from(number).unwrap_or(usize::MAX);
+            let wanted = !self.board.is_shared() || self.board.leads_somewhere(port);
+            if wanted == *listens {
+                continue;
+            }
+            let done = if wanted {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, number);
+                self.epoll.add(listener, event)
+            } else {
+                self.epoll.delete(listener)
+            };
+            match done {
+                Ok(()) => *listens = wanted,
+                Err(e) => log::error!("a published port: epoll: {e}"),
+            }
+        }
     }
 
     fn accept(&mut self, number: usize) {
@@ -194,7 +307,7 @@ impl Serving {
             let Some(listener) = self.listeners.get(number) else {
                 return;
             };
-            match listener.socket.accept() {
+            match listener.accept() {
                 Ok((socket, _)) if !headroom::has_room_for(socket.as_fd()) => {
                     reset(&socket);
                     if !self.said_full {
@@ -233,10 +346,10 @@ impl Serving {
     /// Gives a connection to who is to have it, or has it wait for somebody.
     fn give(&mut self, connection: Waiting) {
         if let Routed::Nobody(waiting) = self.board.route(connection)
-            && let Some(listener) = self.listeners.get_mut(waiting.port)
+            && let Some(others) = self.waiting.get_mut(waiting.port)
         {
-            if listener.waiting.len() < WAITING_MAX {
-                listener.waiting.push_back(waiting);
+            if others.len() < WAITING_MAX {
+                others.push_back(waiting);
             } else {
                 reset(&waiting.socket);
             }
@@ -245,11 +358,11 @@ impl Serving {
 
     /// Tries again for those that wait, and lets those go that waited too long.
     fn look_after_waiting(&mut self, number: usize) {
-        let Some(listener) = self.listeners.get_mut(number) else {
+        let Some(waiting) = self.waiting.get_mut(number) else {
             return;
         };
         let now = Instant::now();
-        for waiting in std::mem::take(&mut listener.waiting) {
+        for waiting in std::mem::take(waiting) {
             if now.saturating_duration_since(waiting.since) < PATIENCE {
                 self.give(waiting);
             } else {

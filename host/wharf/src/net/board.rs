@@ -27,20 +27,25 @@ pub struct Board {
     /// Tells the acceptor that a guest takes connections now, or that one wants to
     /// be connected.
     opened: EventFd,
-    /// Connections between guests that have to wait for the other one.
+    /// Whether another process has some of the guests, and takes connections for them.
+    is_shared: AtomicBool,
+    /// Connections that have to wait, but are not the acceptor's yet.
     waiting: (Sender<Waiting>, Receiver<Waiting>),
 }
 
 /// A connection that found nobody.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) since: Instant,
+pub struct Waiting {
+    /// Since when it waits.
+    pub since: Instant,
     /// Which port it is to.
-    pub(super) port: usize,
-    pub(super) socket: Socket,
-    pub(super) source: SocketAddr,
+    pub port: usize,
+    /// It.
+    pub socket: Socket,
+    /// Who wants it.
+    pub source: SocketAddr,
     /// The replica that wants it, when it is one.
-    pub(super) from: Option<u32>,
+    pub from: Option<u32>,
 }
 
 /// A published port.
@@ -82,7 +87,7 @@ pub(super) struct Door {
     /// Readable when somebody has arrived.
     pub(super) bell: EventFd,
     pub(super) traffic: Arc<Traffic>,
-    share: Arc<Share>,
+    pub(super) share: Arc<Share>,
 }
 
 /// How much of what a replica's lives get this one gets, in percent. There is more
@@ -167,8 +172,31 @@ impl Board {
             ports,
             doors: Mutex::new(Vec::new()),
             opened: bell()?,
+            is_shared: AtomicBool::new(false),
             waiting: bounded(WAITING_MAX),
         })
+    }
+
+    pub(super) fn ports(&self) -> &[Port] {
+        &self.ports
+    }
+
+    /// Says whether another process has some of the guests.
+    pub(super) fn share(&self, shares: bool) {
+        self.is_shared.store(shares, Ordering::Release);
+        self.knock();
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Acquire)
+    }
+
+    /// Whether a guest here takes connections to a published port.
+    pub(super) fn leads_somewhere(&self, port: usize) -> bool {
+        let Some(port) = self.ports.get(port) else {
+            return false;
+        };
+        self.doors().iter().any(|it| it.takes(port))
     }
 
     pub(super) const fn opened(&self) -> &EventFd {
@@ -222,6 +250,9 @@ impl Board {
     pub(super) fn close(&self, door: &Arc<Door>) {
         self.doors().retain(|it| !Arc::ptr_eq(it, door));
         *lock(&door.arrivals) = None;
+        if self.is_shared() {
+            self.knock();
+        }
     }
 
     /// Finds somebody for a connection to a published port.
@@ -233,8 +264,7 @@ impl Board {
         let mut doors: Vec<(u32, Arc<Door>)> = self
             .doors()
             .iter()
-            .filter(|it| it.guest.task == port.task || it.guest.joins == Some(port.task))
-            .filter(|it| it.is_open.load(Ordering::Acquire) && it.share.get() > 0)
+            .filter(|it| it.takes(port))
             .map(|it| (it.traffic.open.load(Ordering::Relaxed), Arc::clone(it)))
             .filter(|(connections, _)| *connections < CONNECTIONS_MAX)
             .collect();
@@ -326,6 +356,12 @@ fn one_life_each(doors: &mut Vec<(u32, Arc<Door>)>) {
 }
 
 impl Door {
+    /// Whether connections to a port may come through.
+    fn takes(&self, port: &Port) -> bool {
+        let leads_here = self.guest.task == port.task || self.guest.joins == Some(port.task);
+        leads_here && self.is_open.load(Ordering::Acquire) && self.share.get() > 0
+    }
+
     /// Gives a connection to the guest. It counts from now on, so that the next one
     /// is not given to the same guest for want of news.
     fn pass(&self, arrival: Arrival) -> Result<(), Arrival> {
@@ -362,9 +398,15 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Numbers connections of the whole process, none twice.
 pub(super) fn next_id() -> StreamId {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
     StreamId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
+
+/// Has a number never given out that a connection of another process came with.
+pub(super) fn not_again(id: StreamId) {
+    NEXT.fetch_max(id.0.saturating_add(1), Ordering::Relaxed);
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
 
 pub(super) fn bell() -> Result<EventFd, NetError> {
     use nix::sys::eventfd::EfdFlags;

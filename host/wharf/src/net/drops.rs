@@ -50,6 +50,12 @@ impl FrameDrops {
         self.received.fetch_add(other.received(), Ordering::Relaxed);
     }
 
+    /// Has these counts: of frames for the replica, and of its own.
+    pub(crate) fn count_on(&self, received: u64, sent: u64) {
+        self.received.store(received, Ordering::Relaxed);
+        self.sent.store(sent, Ordering::Relaxed);
+    }
+
     /// Frames that the replica sent, and that were not from its own address, too short
     /// or too long, or more than the wire took.
     #[must_use]

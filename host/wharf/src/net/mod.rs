@@ -34,10 +34,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use wharf_machine::device::Wire;
+use serde_json::Value;
+use wharf_machine::Tun;
+use wharf_machine::device::{Mac, Wire};
+use wharf_machine::handover::{BytesRef, FileRef, Luggage};
 
-pub use acceptor::Acceptor;
-pub use board::{Board, Guest, Router, Share, Traffic};
+use crate::device::carried::{CarriedError, understood};
+
+pub use acceptor::{Acceptor, SharedPort};
+pub use board::{Board, Guest, Router, Share, Traffic, Waiting};
 pub use drops::FrameDrops;
 pub use sockets::Sockets;
 pub use switch::{Port, Switch};
@@ -86,6 +91,55 @@ pub fn wire(
     Ok(match tap {
         Some(interface) => Box::new(Tap::open(interface, switch.mac(replica, device), drops)?),
         None => Box::new(switch.plug(replica, device, drops)?),
+    })
+}
+
+/// What a guest's device for frames is plugged into, for another process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum CarriedWire {
+    /// A tap interface.
+    Tap {
+        tun: FileRef,
+        interface: String,
+        mac: Mac,
+        is_open: bool,
+        is_gone: bool,
+    },
+    /// The cell's switch, with the frames that have arrived there.
+    Switch {
+        is_open: bool,
+        frames: Vec<BytesRef>,
+    },
+}
+
+/// Plugs the device of this number of a replica, which comes from another process, into
+/// what it was plugged into there.
+pub(crate) fn carried_wire(
+    switch: &Arc<Switch>,
+    (replica, device): (u32, u8),
+    drops: Arc<FrameDrops>,
+    carried: &Value,
+    luggage: &mut Luggage,
+) -> Result<Box<dyn Wire>, CarriedError> {
+    Ok(match understood(carried)? {
+        CarriedWire::Tap {
+            tun,
+            interface,
+            mac,
+            is_open,
+            is_gone,
+        } => {
+            let tun = Tun::go_on(luggage.take_file(tun)?);
+            let tap = Tap::go_on(tun, interface, mac, (is_open, is_gone), drops);
+            Box::new(tap.map_err(NetError::from)?)
+        }
+        CarriedWire::Switch { is_open, frames } => {
+            let frame = |it| luggage.bytes(it).map(Arc::<[u8]>::from);
+            let frames: Result<Vec<_>, _> = frames.into_iter().map(frame).collect();
+            let port = switch.plug(replica, device, drops)?;
+            Box::new(port.go_on(is_open, frames?.into_iter()))
+        }
     })
 }
 

@@ -6,19 +6,25 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use wharf_abi::stream::Refusal;
 use wharf_machine::Buffers;
 use wharf_machine::device::{Close, Happening, Network, StreamId};
+use wharf_machine::handover::{FileRef, Luggage};
 
 use super::acceptor::{prepare, reset};
-use super::board::{Arrival, Board, Door, Guest, Routed, Share, Traffic, Waiting, next_id};
+use super::board::{
+    Arrival, Board, Door, Guest, Routed, Share, Traffic, Waiting, next_id, not_again,
+};
 use super::{CONNECTIONS_MAX, NetError, refused};
+use crate::device::carried::{CarriedError, understood};
 use crate::headroom;
 
 /// Events that are taken in at a stretch.
@@ -44,6 +50,16 @@ pub struct Sockets {
     arrived: Receiver<Arrival>,
     epoll: Epoll,
     sockets: HashMap<StreamId, Connected>,
+}
+
+/// A connection, for another process.
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedSocket {
+    id: StreamId,
+    socket: FileRef,
+    is_trying: bool,
+    /// For how long somebody has waited for an answer.
+    asked_ns: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -83,6 +99,38 @@ impl Sockets {
             .add(&sockets.door.bell, event)
             .map_err(refused)?;
         Ok(sockets)
+    }
+
+    /// The sockets of a guest that comes from another process. They count from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sockets::new`], and when the description does not go with what came along.
+    pub(crate) fn go_on(
+        mut self,
+        carried: &Value,
+        luggage: &mut Luggage,
+    ) -> Result<Self, CarriedError> {
+        let carried: Vec<CarriedSocket> = understood(carried)?;
+        let now = Instant::now();
+        for it in carried {
+            let socket = Socket::from(luggage.take_file(it.socket)?);
+            let event = EpollEvent::new(CHANGES, it.id.0);
+            self.epoll
+                .add(&socket, event)
+                .map_err(refused("an epoll"))?;
+            let since = |ns| now.checked_sub(Duration::from_nanos(ns)).unwrap_or(now);
+            let connected = Connected {
+                socket,
+                is_trying: it.is_trying,
+                asked: it.asked_ns.map(since),
+            };
+            not_again(it.id);
+            if self.sockets.insert(it.id, connected).is_none() {
+                self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(self)
     }
 
     /// Has an epoll look after a socket.
@@ -321,6 +369,49 @@ impl Network for Sockets {
         self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
         self.add(Socket::from(socket), false)
     }
+
+    fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value> {
+        let mut carried = Vec::new();
+        for (id, connected) in &self.sockets {
+            carried.push(CarriedSocket {
+                id: *id,
+                socket: luggage.put_file(connected.socket.try_clone()?.into()),
+                is_trying: connected.is_trying,
+                asked_ns: connected.asked.map(|asked| nanos(asked.elapsed())),
+            });
+        }
+        serde_json::to_value(carried).map_err(io::Error::other)
+    }
+
+    fn reopen(&mut self, is_open: bool) {
+        let (guest, share) = (self.door.guest, Arc::clone(&self.door.share));
+        let door = self
+            .board
+            .door(guest, Arc::clone(&self.door.traffic), share);
+        let added = door.and_then(|(door, arrived)| {
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
+            let added = self.epoll.add(&door.bell, event);
+            added.map_err(refused("an epoll"))?;
+            Ok((door, arrived))
+        });
+        match added {
+            Ok((door, arrived)) => {
+                // With the one before it, its bell goes.
+                (self.door, self.arrived) = (door, arrived);
+                if is_open {
+                    self.board.open(&self.door);
+                }
+            }
+            Err(e) => log::error!("nobody gets to a guest any more: {e}"),
+        }
+    }
+
+    fn let_go(&mut self) {
+        let all = std::mem::take(&mut self.sockets);
+        for _ in all {
+            self.gone(false);
+        }
+    }
 }
 
 impl Drop for Sockets {
@@ -335,6 +426,10 @@ impl Drop for Sockets {
             self.gone(true);
         }
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn refusal(error: &io::Error) -> Refusal {

@@ -7,15 +7,18 @@
 //! host keep is bounded, and a guest that does not read costs others nothing.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
+use serde_json::Value;
 use wharf_machine::device::{Mac, Way, Wire};
+use wharf_machine::handover::Luggage;
 use wharf_model::switch::{Forward, PortId, Switch as Table};
 
 use super::board::{bell, lock, ring};
-use super::{FrameDrops, NetError};
+use super::{CarriedWire, FrameDrops, NetError};
 
 /// Frames that wait for a guest at most, about 380 KiB.
 const WAITING_MAX: usize = 256;
@@ -76,6 +79,21 @@ impl Switch {
             seed: [first, second],
             state: Mutex::default(),
         }
+    }
+
+    /// One whose addresses are those of another, which has this [`seed`](Switch::seed).
+    #[must_use]
+    pub fn with_seed(seed: [u8; 2]) -> Self {
+        Self {
+            seed,
+            state: Mutex::default(),
+        }
+    }
+
+    /// What its addresses begin with.
+    #[must_use]
+    pub const fn seed(&self) -> [u8; 2] {
+        self.seed
     }
 
     /// Plugs in the device of this number of a replica of the cell. Its address is the
@@ -141,6 +159,17 @@ impl Switch {
     }
 }
 
+impl Port {
+    /// Goes on where another port was, with the frames that had arrived there.
+    pub(super) fn go_on(mut self, is_open: bool, frames: impl Iterator<Item = Arc<[u8]>>) -> Self {
+        if is_open {
+            self.open();
+            frames.for_each(|frame| self.inbox.deliver(&frame));
+        }
+        self
+    }
+}
+
 impl Inbox {
     fn deliver(&self, frame: &Arc<[u8]>) {
         let mut arrived = lock(&self.arrived);
@@ -190,6 +219,19 @@ impl Wire for Port {
 
     fn receive(&mut self) -> Option<Arc<[u8]>> {
         lock(&self.inbox.arrived).frames.pop_front()
+    }
+
+    fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value> {
+        let arrived = lock(&self.inbox.arrived);
+        let carried = CarriedWire::Switch {
+            is_open: arrived.is_open,
+            frames: arrived
+                .frames
+                .iter()
+                .map(|frame| luggage.put_bytes(frame))
+                .collect(),
+        };
+        serde_json::to_value(carried).map_err(io::Error::other)
     }
 
     fn send(&mut self, frame: &[u8]) {

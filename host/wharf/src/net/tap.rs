@@ -13,12 +13,14 @@ use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use serde_json::Value;
 use wharf_abi::net::FRAME_MAX;
 use wharf_machine::Tun;
 use wharf_machine::device::{Mac, Way, Wire};
+use wharf_machine::handover::Luggage;
 use wharf_model::switch::source;
 
-use super::{FrameDrops, SWITCH};
+use super::{CarriedWire, FrameDrops, SWITCH};
 
 /// Most bytes of an interface's name.
 const NAME_MAX: usize = 15;
@@ -95,6 +97,8 @@ pub struct Tap {
     mac: Mac,
     /// Whether frames may have arrived that were not taken.
     has_news: bool,
+    /// Whether the guest listens.
+    is_open: bool,
     is_gone: bool,
     drops: Arc<FrameDrops>,
 }
@@ -128,9 +132,53 @@ impl Tap {
             interface: interface.to_owned(),
             mac,
             has_news: false,
+            is_open: false,
             is_gone: false,
             drops,
         })
+    }
+
+    /// Goes on with one that another process had, with what has arrived there.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel has no descriptors left.
+    pub(super) fn go_on(
+        tun: Tun,
+        interface: String,
+        mac: Mac,
+        (is_open, is_gone): (bool, bool),
+        drops: Arc<FrameDrops>,
+    ) -> Result<Self, TapError> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let epoll = epoll.map_err(|e| refused(&interface, e.into()))?;
+        drops.begin(&interface);
+        let tap = Self {
+            tun,
+            epoll,
+            interface,
+            mac,
+            // What has arrived is told of anew, but of one that is gone.
+            has_news: is_open,
+            is_open,
+            is_gone,
+            drops,
+        };
+        if is_open {
+            tap.listen();
+        }
+        Ok(tap)
+    }
+
+    /// Has the interface watched.
+    fn listen(&self) {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
+        if let Err(e) = self.epoll.add(&self.tun, event) {
+            log::error!(
+                "tap interface {} is not watched: epoll: {e}",
+                self.interface
+            );
+        }
     }
 
     /// Says whether a tap interface could be had now.
@@ -172,13 +220,8 @@ impl Wire for Tap {
             .take(STALE_MAX)
             .take_while(Result::is_ok)
             .for_each(drop);
-        let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
-        if let Err(e) = self.epoll.add(&self.tun, event) {
-            log::error!(
-                "tap interface {} is not watched: epoll: {e}",
-                self.interface
-            );
-        }
+        self.is_open = true;
+        self.listen();
     }
 
     fn has_looked(&mut self) {
@@ -214,6 +257,17 @@ impl Wire for Tap {
 
     fn was_dropped(&mut self, way: Way) {
         self.drops.count(way);
+    }
+
+    fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value> {
+        let carried = CarriedWire::Tap {
+            tun: luggage.put_file(self.tun.share()?),
+            interface: self.interface.clone(),
+            mac: self.mac,
+            is_open: self.is_open,
+            is_gone: self.is_gone,
+        };
+        serde_json::to_value(carried).map_err(io::Error::other)
     }
 }
 

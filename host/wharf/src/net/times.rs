@@ -39,6 +39,17 @@ impl Times {
         }
     }
 
+    /// Has other counts, of which a version that knew fewer times has fewer.
+    pub fn count_on(&self, counts: &[u64]) {
+        let all = self
+            .0
+            .iter()
+            .zip(counts.iter().chain(std::iter::repeat(&0)));
+        for (to, from) in all {
+            to.store(*from, Ordering::Relaxed);
+        }
+    }
+
     /// The counts now.
     #[must_use]
     pub fn now(&self) -> TimesThen {
@@ -51,6 +62,12 @@ impl Times {
 }
 
 impl TimesThen {
+    /// The counters, from the shortest times to the longest.
+    #[must_use]
+    pub const fn counts(&self) -> &[u64] {
+        &self.0
+    }
+
     /// What was counted since an earlier moment.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {

@@ -13,9 +13,12 @@
 mod tests;
 
 use std::fmt;
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_queue::Queue;
 use wharf_abi::device::QUEUES_MAX;
 use wharf_abi::net::{
@@ -27,6 +30,7 @@ use super::chain::Chain;
 use super::ring::{self, Budget, Receiving, give_back};
 use super::user::UserMemory;
 use super::{Broken, Terms};
+use crate::handover::Luggage;
 use crate::memory::u64_of;
 
 const QUEUE_SIZE: u16 = 256;
@@ -71,6 +75,14 @@ pub trait Wire: fmt::Debug + Send {
 
     /// A frame that was none, too short or too long, went nowhere.
     fn was_dropped(&mut self, way: Way);
+
+    /// Describes itself, for the same code in another process, which makes one of that
+    /// which is open when this is. Nothing of it is changed.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value>;
 }
 
 /// The Ethernet port of a guest.
@@ -79,6 +91,12 @@ pub struct Frames {
     wire: Box<dyn Wire>,
     is_open: bool,
     buffers: Receiving,
+}
+
+/// A port, for another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CarriedFrames {
+    is_open: bool,
 }
 
 /// What the driver is told of a port.
@@ -112,6 +130,26 @@ impl Frames {
             is_open: false,
             buffers: Receiving::new(u64_of(RECEIVE_MIN)),
         }
+    }
+
+    /// Describes itself and its wire.
+    ///
+    /// # Errors
+    ///
+    /// As [`Wire::carry`].
+    pub(super) fn carry(&mut self, luggage: &mut Luggage) -> io::Result<(CarriedFrames, Value)> {
+        let is_open = self.is_open;
+        Ok((CarriedFrames { is_open }, self.wire.carry(luggage)?))
+    }
+
+    /// Goes on where another was, with the same wire.
+    pub(super) const fn carry_on(&mut self, carried: &CarriedFrames) {
+        self.is_open = carried.is_open;
+    }
+
+    /// Whether it has taken a buffer out that it has not used.
+    pub(super) const fn has_spare(&self) -> bool {
+        self.buffers.is_waiting()
     }
 
     /// The port's own address.

@@ -1,15 +1,18 @@
 //! A driver that is good or bad, and a wire that is a script.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use wharf_abi::net::{FRAME_MAX, FRAME_MIN, HEADER_LEN, RECEIVE_MIN};
 
 use super::{Frames, Mac, Way, Wire, terms};
 use crate::device::Broken;
 use crate::device::ring::REQUESTS_AT_ONCE;
 use crate::device::testing::{BASE, Guest, Plan, WRITE};
+use crate::handover::Luggage;
 
 const PLAN: Plan = Plan {
     memory: 2 << 20,
@@ -73,6 +76,10 @@ impl Wire for Fake {
 
     fn was_dropped(&mut self, way: Way) {
         self.edit(|it| it.dropped.push(way));
+    }
+
+    fn carry(&mut self, _: &mut Luggage) -> io::Result<Value> {
+        Ok(Value::Null)
     }
 }
 

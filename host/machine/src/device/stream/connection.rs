@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use wharf_abi::stream::{
     GUEST_CID, HOST_CID, Header, Op, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
@@ -18,7 +19,8 @@ pub(super) struct Ports {
 }
 
 /// Where a connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Phase {
     /// The guest has been asked, or is about to be.
     Asked,
@@ -31,7 +33,7 @@ pub(super) enum Phase {
 }
 
 /// Packets that wait for a receive buffer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Owed {
     pub(super) request: bool,
     pub(super) response: bool,
@@ -49,11 +51,11 @@ pub(super) struct Connection {
     pub(super) owed: Owed,
     /// What the guest sent and the network did not take yet: at most the host's
     /// credit.
-    kept: VecDeque<u8>,
+    pub(super) kept: VecDeque<u8>,
     /// What the guest before sent and the network did not take yet: it goes first.
-    unsent: VecDeque<u8>,
+    pub(super) unsent: VecDeque<u8>,
     /// What came for the guest before and was not read: it goes first, too.
-    unread: VecDeque<u8>,
+    pub(super) unread: VecDeque<u8>,
     /// Whether it is in the list of those that may have something to receive.
     pub(super) is_readable: bool,
     /// Whether there may be something to receive, and the guest had no room for it.
@@ -62,7 +64,7 @@ pub(super) struct Connection {
     pub(super) is_owing: bool,
     /// Whether all that is still to be received is there.
     pub(super) ends: bool,
-    has_ended_sending: bool,
+    pub(super) has_ended_sending: bool,
 }
 
 impl Connection {

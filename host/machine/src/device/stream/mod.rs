@@ -10,6 +10,7 @@
 //! what a socket does not take at once is kept here, and never more of it than the
 //! connection's credit.
 
+mod carried;
 mod connection;
 mod network;
 mod saved;
@@ -36,6 +37,7 @@ use crate::memory::u64_of;
 use crate::upgrade::Resting;
 use connection::{Connection, Phase, Ports, ends, header};
 
+pub(super) use carried::CarriedStreams;
 pub(crate) use saved::{CONNECTIONS_MAX, StreamsState};
 
 pub use network::{Close, Happening, Moved, Network, StreamId};

@@ -5,12 +5,15 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use wharf_abi::stream::Refusal;
 
+use crate::handover::Luggage;
 use crate::transfer::Buffers;
 
 /// One connection, of one guest; never given to another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct StreamId(pub u64);
 
 /// How a connection is let go.
@@ -109,6 +112,21 @@ pub trait Network: fmt::Debug + Send {
 
     /// Takes over a connection's socket; none when there is no room for it.
     fn take(&mut self, socket: OwnedFd) -> Option<StreamId>;
+
+    /// Describes itself, when it is [shut](Network::shut), for the same code in another
+    /// process: of that, connections have the same ids. Nothing of it is changed.
+    ///
+    /// # Errors
+    ///
+    /// When there are no descriptors left.
+    fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value>;
+
+    /// Somebody may arrive again, if that is how it was: it is not shut any more.
+    fn reopen(&mut self, is_open: bool);
+
+    /// Forgets all connections, of which another process has the sockets by now: nobody is
+    /// told.
+    fn let_go(&mut self);
 }
 
 /// A connection on its way from one guest to another.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
+use serde_json::Value;
 use wharf_abi::stream::{
     CONNECT_PORT, Endpoint, GUEST_CID, HOST_CID, Header, Op, Refusal, SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND, TYPE_STREAM,
@@ -17,6 +18,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{Close, Happening, Moved, Network, StreamId, Streams};
 use crate::device::Broken;
 use crate::device::testing::{Guest, Plan};
+use crate::handover::Luggage;
 use crate::transfer::Buffers;
 use crate::upgrade::Resting;
 
@@ -151,6 +153,16 @@ impl Network for Fake {
             Some(StreamId(2000 + it.taken))
         })
     }
+
+    fn carry(&mut self, _: &mut Luggage) -> io::Result<Value> {
+        Ok(Value::Null)
+    }
+
+    fn reopen(&mut self, _: bool) {
+        self.edit(|it| it.is_shut = false);
+    }
+
+    fn let_go(&mut self) {}
 }
 
 /// A packet that the guest received.

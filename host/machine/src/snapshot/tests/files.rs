@@ -8,13 +8,13 @@ use iced_x86::code_asm::CodeAssembler;
 use proptest::prelude::*;
 use wharf_abi::Manifest;
 
-use super::guest::{Frozen, counter, image, kvm};
 use crate::BootConfig;
 use crate::image::Image;
 use crate::machine::Origin;
 use crate::memory::LargeBuffer;
 use crate::snapshot::state::{Cpu, Registers, State};
 use crate::snapshot::{Saved, Snapshot, Unusable, WriteError, file};
+use crate::testing::{Frozen, counter, image, kvm};
 
 const MEMORY: u64 = 1 << 20;
 

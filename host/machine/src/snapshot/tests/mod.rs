@@ -1,7 +1,6 @@
 //! Guests that go on as others.
 
 mod files;
-mod guest;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,18 +8,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rcx, rdi};
+use serde_json::Value;
 use wharf_abi::{Answer, BootPage, DeviceKind, Manifest};
 use zerocopy::FromBytes;
 
 use super::{RestoreConfig, RestoreError, SaveError, Snapshot};
 use crate::device::{Backend, Console, Disk, Input};
 use crate::fault::Cause;
+use crate::handover::Luggage;
 use crate::memory::{PAGE, u64_of};
-use crate::{BootConfig, Buffers, Call, Exit, Hypervisor, Machine, UserSlice};
-use guest::{
+use crate::testing::{
     BUFFER, COUNT, DATA, Frozen, USED, counter, driver, image, kvm, to_served_wait, to_wait, wait,
     word,
 };
+use crate::{BootConfig, Buffers, Call, Exit, Hypervisor, Machine, UserSlice};
 
 /// What the first clone gets.
 const SECOND: RestoreConfig = RestoreConfig { generation: 2 };
@@ -234,6 +235,9 @@ impl Disk for TestDisk {
     fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
         Ok(())
     }
+    fn carry(&self, _: &mut Luggage) -> io::Result<Value> {
+        Ok(Value::Null)
+    }
 }
 
 fn disk(count: u64) -> (TestDisk, Vec<Backend>) {
@@ -367,7 +371,7 @@ fn only_who_can_go_on_is_saved() {
     assert!(matches!(clone.save(None), Err(SaveError::Answer)));
 
     // hlt, which CPL 3 may not.
-    let broken = guest::image(Manifest::new("broken", "1"), &[], CodeAssembler::hlt);
+    let broken = crate::testing::image(Manifest::new("broken", "1"), &[], CodeAssembler::hlt);
     let mut machine = boot(&kvm, &broken, Vec::new());
     assert!(matches!(machine.enter(None).unwrap(), Exit::Fault(_)));
     assert!(matches!(machine.save(None), Err(SaveError::Over)));

@@ -1,13 +1,15 @@
 //! The thread that owns the model: it turns what workers, signals and the control
 //! socket say into events, and actions into messages to workers.
 
+mod handover;
 mod rollout;
 mod snapshot;
+mod takeover;
 mod upgrade;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -26,52 +28,32 @@ use super::protocol::{
     Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus, UpgradeStatus,
 };
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
-use super::{CellConfig, CellError, Request, Shared, TaskSpec};
+use super::{CellConfig, CellError, Ended, Request, Shared, TaskSpec};
 use crate::net::{Acceptor, Board, Share};
+use handover::Departed;
 use rollout::Rollout;
 use upgrade::{Ongoing, Running};
 
+pub(super) use takeover::Newcomer;
+
 /// Starts workers, supervisor and tasks; the thread ends when the cell does, having
-/// said so in `over`. Returns also where the guests write.
+/// said so in `ended`. Returns also where the guests write.
 pub(super) fn start(
     config: CellConfig,
     shared: &Shared,
     acceptor: Acceptor,
-    (events, over): (Arc<EventLog>, Arc<AtomicBool>),
+    (events, ended): (Arc<EventLog>, Arc<Ended>),
     requests: Receiver<Request>,
 ) -> Result<(Consoles, JoinHandle<()>), CellError> {
-    let (outbox, reports) = unbounded();
-    let mut workers = Workers(Vec::new());
-    for index in 0..usize::try_from(config.workers.max(1)).unwrap_or(1) {
-        let worker = worker::start(index, shared.clone(), outbox.clone())?;
-        workers.0.push(worker);
-    }
-    let members = members(config.tasks)?;
-    let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
-    let consoles = Consoles::new(members.iter().map(Member::console));
-    let (asker, said) = Asker::start(Arc::clone(&shared.slots))?;
-    let supervisor = Supervisor {
-        start: Instant::now(),
-        model: Model::new(workers.0.len(), &replicas),
-        members,
-        workers,
-        events,
-        board: Arc::clone(&shared.board),
-        rollouts: Vec::new(),
-        past_rollouts: VecDeque::new(),
-        last_rollout: 0,
-        ongoing: Vec::new(),
-        asker,
-        writers: snapshot::Writers::default(),
-        _outbox: outbox,
-    };
+    let mut supervisor = Supervisor::new(config, shared, acceptor, (events, ended))?;
+    let consoles = supervisor.consoles();
     let thread = std::thread::Builder::new()
         .name("supervisor".to_owned())
         .spawn(move || {
-            supervisor.run(&requests, &reports, &said);
-            // Ports are free again before anybody hears that all is over.
-            drop(acceptor);
-            over.store(true, Ordering::Release);
+            let words = "the cell serves".to_owned();
+            supervisor.events.add(None, 0, EventKind::Up, words);
+            let going = supervisor.tell(Fact::Start);
+            supervisor.run(&requests, going);
         })
         .map_err(CellError::Thread)?;
     Ok((consoles, thread))
@@ -199,6 +181,19 @@ fn members(tasks: Vec<TaskSpec>) -> Result<Vec<Member>, CellError> {
 }
 
 struct Supervisor {
+    /// What it was started with.
+    config: CellConfig,
+    shared: Shared,
+    ended: Arc<Ended>,
+    acceptor: Acceptor,
+    /// What workers say, and where they say it: kept open, so that its end never has to
+    /// be told from quiet.
+    reports: Receiver<FromWorker>,
+    _outbox: Sender<FromWorker>,
+    /// What the asker says.
+    said: Receiver<Said>,
+    /// What is left here of guests that another process has.
+    departed: Departed,
     start: Instant,
     model: Model,
     members: Vec<Member>,
@@ -212,8 +207,6 @@ struct Supervisor {
     ongoing: Vec<Ongoing>,
     asker: Asker,
     writers: snapshot::Writers,
-    /// Keeps the channel open, so that its end never has to be told from quiet.
-    _outbox: Sender<FromWorker>,
 }
 
 /// The workers. Nobody else ends them: dropped, also when one could not be started or
@@ -240,15 +233,53 @@ enum Going {
 }
 
 impl Supervisor {
-    fn run(
-        mut self,
-        requests: &Receiver<Request>,
-        reports: &Receiver<FromWorker>,
-        said: &Receiver<Said>,
-    ) {
-        self.events
-            .add(None, 0, EventKind::Up, "the cell serves".to_owned());
-        let mut going = self.tell(Fact::Start);
+    /// A supervisor of tasks of which none lives yet, and its workers.
+    fn new(
+        config: CellConfig,
+        shared: &Shared,
+        acceptor: Acceptor,
+        (events, ended): (Arc<EventLog>, Arc<Ended>),
+    ) -> Result<Self, CellError> {
+        let (outbox, reports) = unbounded();
+        let mut workers = Workers(Vec::new());
+        for index in 0..usize::try_from(config.workers.max(1)).unwrap_or(1) {
+            let worker = worker::start(index, shared.clone(), outbox.clone())?;
+            workers.0.push(worker);
+        }
+        let members = members(config.tasks.clone())?;
+        let replicas: Vec<Replica> = members.iter().map(Member::replica).collect();
+        let (asker, said) = Asker::start(Arc::clone(&shared.slots))?;
+        Ok(Self {
+            start: Instant::now(),
+            model: Model::new(workers.0.len(), &replicas),
+            members,
+            workers,
+            events,
+            ended,
+            acceptor,
+            reports,
+            _outbox: outbox,
+            said,
+            departed: Departed::default(),
+            board: Arc::clone(&shared.board),
+            shared: shared.clone(),
+            config,
+            rollouts: Vec::new(),
+            past_rollouts: VecDeque::new(),
+            last_rollout: 0,
+            ongoing: Vec::new(),
+            asker,
+            writers: snapshot::Writers::default(),
+        })
+    }
+
+    fn consoles(&self) -> Consoles {
+        Consoles::new(self.members.iter().map(Member::console))
+    }
+
+    /// Serves until the cell is over, and says so.
+    fn run(mut self, requests: &Receiver<Request>, mut going: Going) {
+        let (reports, said) = (self.reports.clone(), self.said.clone());
         while going == Going::On {
             let upgrades = self.ongoing.iter().filter_map(Ongoing::alarm);
             let tick = match self.model.alarm().into_iter().chain(upgrades).min() {
@@ -278,8 +309,13 @@ impl Supervisor {
         drop(self.workers);
         // What has been frozen is written.
         self.writers.join();
-        self.events
-            .add(None, 0, EventKind::Down, "the cell has ended".to_owned());
+        if !self.ended.is_handed_over.load(Ordering::Acquire) {
+            let words = "the cell has ended".to_owned();
+            self.events.add(None, 0, EventKind::Down, words);
+        }
+        // Ports are free again before anybody hears that all is over.
+        drop(self.acceptor);
+        self.ended.is_over.store(true, Ordering::Release);
     }
 
     fn now(&self) -> wharf_model::Instant {
@@ -362,7 +398,11 @@ impl Supervisor {
     }
 
     fn obey(&mut self, request: Request) -> Going {
-        let Request { command, reply } = request;
+        let Request {
+            command,
+            control,
+            reply,
+        } = request;
         let (answer, going) = match command {
             Command::Tasks => (Reply::Tasks(self.statuses()), Going::On),
             Command::Stop(selector) => {
@@ -385,6 +425,7 @@ impl Supervisor {
                 self.snapshot(selector, file, &reply);
                 return Going::On;
             }
+            Command::HandOver { program } => self.hand_over(&program, control),
             Command::Upgrades => (Reply::Upgrades(self.upgrades()), Going::On),
             Command::Down => {
                 let all: Vec<usize> = (0..self.members.len()).collect();

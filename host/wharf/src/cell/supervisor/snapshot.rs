@@ -26,6 +26,11 @@ const ROOM_MAX: u64 = 64 << 20;
 pub(super) struct Writers(Vec<JoinHandle<()>>);
 
 impl Writers {
+    /// Whether any is not done.
+    pub(super) fn is_any_at_work(&self) -> bool {
+        self.0.iter().any(|thread| !thread.is_finished())
+    }
+
     /// Waits until all have written.
     pub(super) fn join(self) {
         for thread in self.0 {

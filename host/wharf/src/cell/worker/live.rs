@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
+use serde_json::Value;
 use wharf_abi::Answer;
 use wharf_machine::device::{Backend, Network, Wire};
+use wharf_machine::handover::{Carried, Luggage};
 use wharf_machine::image::Image;
 use wharf_machine::snapshot::{RestoreConfig, Room, Saved};
 use wharf_machine::{BootConfig, Machine};
@@ -24,6 +26,7 @@ use crate::cell::meters::{self, Activity, Meters};
 use crate::cell::{Shared, TaskSpec};
 use crate::device::Block;
 use crate::device::attach::{self, Asker, AttachError, Supply};
+use crate::device::carried::{self, CarriedError, Makers};
 use crate::guest::GuestRun;
 use crate::headroom;
 use crate::net::{self, Guest, NetError, Share, Sockets};
@@ -42,14 +45,14 @@ pub(in crate::cell) struct Live {
     pub(super) sleeps_until: Option<Instant>,
     /// Whether it waits.
     pub(super) is_parked: bool,
-    spec: Arc<TaskSpec>,
-    guest: GuestRun,
+    pub(super) spec: Arc<TaskSpec>,
+    pub(super) guest: GuestRun,
     /// What is to be done first at the next turn.
-    next: Action,
-    console: Arc<ConsoleRing>,
-    log: Option<Arc<LogTarget>>,
-    meters: Arc<Meters>,
-    share: Arc<Share>,
+    pub(super) next: Action,
+    pub(super) console: Arc<ConsoleRing>,
+    pub(super) log: Option<Arc<LogTarget>>,
+    pub(super) meters: Arc<Meters>,
+    pub(super) share: Arc<Share>,
     /// What becomes of it in an upgrade, while it is in one.
     pub(super) role: Option<Role>,
     /// Of what it is a clone, until that is told.
@@ -96,10 +99,9 @@ impl Live {
     /// Reads the image and makes the guest; the error says why not, in one line.
     /// One that is to take the place of `old` has the same disks, and is not begun.
     pub(super) fn boot(shared: &Shared, birth: Birth, old: Option<&Self>) -> Result<Self, String> {
+        let guest = guest_of(&birth);
         let Birth {
             key,
-            task: place,
-            joins,
             spec,
             image,
             console,
@@ -107,6 +109,7 @@ impl Live {
             share,
             log,
             heir_of,
+            ..
         } = birth;
         meters.set_activity(Activity::Ready);
         let line = |e: &dyn std::error::Error| crate::text::one_line(e);
@@ -120,12 +123,6 @@ impl Live {
                 let taken = shared.templates.take(&spec.image).map_err(|e| line(&e))?;
                 (Arc::clone(taken.0.snapshot().image()), Some(taken))
             }
-        };
-        let guest = Guest {
-            task: place,
-            joins,
-            replica: u32::try_from(key.replica).unwrap_or(u32::MAX),
-            generation: key.generation,
         };
         let network = || -> Result<Box<dyn Network>, NetError> {
             let (board, traffic) = (Arc::clone(&shared.board), Arc::clone(meters.traffic()));
@@ -188,7 +185,7 @@ impl Live {
     /// Freezes it as it stands; it goes on as if nothing had been. The error says why
     /// not, in one line.
     pub(super) fn save(&mut self, room: Room) -> Result<Frozen, String> {
-        if self.role.is_some() {
+        if self.is_in_upgrade() {
             return Err("it is being upgraded: take a snapshot before or after that".to_owned());
         }
         if self.guest.task().is_stopping() {
@@ -212,6 +209,12 @@ impl Live {
             image: Arc::clone(self.image()),
             pause: start.elapsed(),
         })
+    }
+
+    /// Whether what becomes of it is still to be decided. What serves beside another is as
+    /// good as any.
+    pub(super) const fn is_in_upgrade(&self) -> bool {
+        !matches!(self.role, None | Some(Role::Heir { is_ready: true }))
     }
 
     pub(super) const fn guest(&mut self) -> &mut GuestRun {
@@ -425,6 +428,42 @@ fn route(
             _ => AttachVerdict::BuiltIn,
         }
     })
+}
+
+/// What stands behind the devices of a guest that comes from another process.
+pub(super) fn back_ends(
+    shared: &Shared,
+    birth: &Birth,
+    carried: &Carried,
+    luggage: &mut Luggage,
+) -> Result<Vec<Backend>, CarriedError> {
+    let guest = guest_of(birth);
+    let network = |it: &Value, luggage: &mut Luggage| -> Result<Box<dyn Network>, _> {
+        let (board, share) = (Arc::clone(&shared.board), Arc::clone(&birth.share));
+        let traffic = Arc::clone(birth.meters.traffic());
+        let sockets = Sockets::new(board, guest, traffic, share)?;
+        Ok(Box::new(sockets.go_on(it, luggage)?))
+    };
+    let wire = |device: u8, it: &Value, luggage: &mut Luggage| {
+        let drops = Arc::clone(birth.meters.frames());
+        let place = (guest.replica, device);
+        net::carried_wire(&shared.switch, place, drops, it, luggage)
+    };
+    let makers = Makers {
+        network: &network,
+        wire: &wire,
+    };
+    carried::back_ends(carried, luggage, &makers)
+}
+
+/// A life of a replica, as the network knows it.
+fn guest_of(birth: &Birth) -> Guest {
+    Guest {
+        task: birth.task,
+        joins: birth.joins,
+        replica: u32::try_from(birth.key.replica).unwrap_or(u32::MAX),
+        generation: birth.key.generation,
+    }
 }
 
 /// What an absurd deadline is taken for; it is looked at again then.

@@ -15,6 +15,7 @@
 //! that is in a guest or sleeps, and the signal is blocked outside, so that it
 //! cannot fall into the gap before `KVM_RUN`.
 
+mod handover;
 mod kick;
 mod live;
 mod scheduler;
@@ -35,11 +36,13 @@ use wharf_model::schedule::SLICE;
 use wharf_model::{Outcome, Stop};
 
 use super::console::ConsoleRing;
+use super::handover::Surrendered;
 use super::logger::LogTarget;
 use super::meters::{Activity, Meters};
 use super::{CellError, Shared, TaskSpec};
 use crate::net::Share;
 
+pub(super) use handover::Described;
 pub(super) use kick::Kicker;
 use kick::Kicks;
 pub(super) use live::{Cloned, Frozen, Live};
@@ -77,6 +80,10 @@ pub(super) enum ToWorker {
     },
     /// Freeze a guest into this room, and say here what it is now.
     Save(TaskKey, Room, Sender<Result<Frozen, String>>),
+    /// Describe a guest that goes on, for another process.
+    Describe(TaskKey, Sender<Result<Described, String>>),
+    /// Let go of a guest, for good.
+    Surrender(TaskKey, Sender<Surrendered>),
     /// Give a ready guest to another worker.
     Donate(usize, Mailbox),
     /// End everything and return.
@@ -292,6 +299,14 @@ impl Worker {
                 }
                 None => self.forward(key, ToWorker::Save(key, room, frozen)),
             },
+            ToWorker::Describe(key, tell) if self.guests.contains_key(&key) => {
+                self.describe(key, &tell);
+            }
+            ToWorker::Describe(key, tell) => self.forward(key, ToWorker::Describe(key, tell)),
+            ToWorker::Surrender(key, tell) if self.guests.contains_key(&key) => {
+                self.surrender(key, &tell);
+            }
+            ToWorker::Surrender(key, tell) => self.forward(key, ToWorker::Surrender(key, tell)),
             ToWorker::Donate(to, mailbox) => self.donate(to, &mailbox),
             ToWorker::Quit => return std::ops::ControlFlow::Break(()),
         }

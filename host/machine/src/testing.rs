@@ -1,4 +1,4 @@
-//! Guests of a few instructions.
+//! Guests of a few instructions, for tests.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,16 +19,16 @@ use crate::{Call, Exit, Hypervisor, Machine, UserSlice};
 
 /// Where the guest's code and its data are.
 const CODE: u64 = 0x40_0000;
-pub(super) const DATA: u64 = 0x50_0000;
+pub(crate) const DATA: u64 = 0x50_0000;
 
 /// Of the data, where a queue is, and what goes through it.
-pub(super) const USED: u64 = DATA + 0x2000;
-pub(super) const HEADER: u64 = DATA + 0x3000;
-pub(super) const BUFFER: u64 = DATA + 0x5000;
+pub(crate) const USED: u64 = DATA + 0x2000;
+pub(crate) const HEADER: u64 = DATA + 0x3000;
+pub(crate) const BUFFER: u64 = DATA + 0x5000;
 const AVAILABLE: u64 = DATA + 0x1000;
 const SETUP: u64 = DATA + 0x4000;
 const STATUS: u64 = DATA + 0x4800;
-pub(super) const COUNT: u64 = DATA + 0x6000;
+pub(crate) const COUNT: u64 = DATA + 0x6000;
 const DATA_LEN: u64 = 0x8000;
 
 /// Where segments begin in the file: behind three program headers, aligned.
@@ -37,7 +37,7 @@ const FILE_AT: u64 = 240;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-pub(super) fn kvm() -> Option<Hypervisor> {
+pub(crate) fn kvm() -> Option<Hypervisor> {
     if std::path::Path::new("/dev/kvm").exists() {
         return Some(Hypervisor::open().expect("/dev/kvm exists, so it must work"));
     }
@@ -51,7 +51,7 @@ pub(super) fn kvm() -> Option<Hypervisor> {
 }
 
 /// An image with this code and data.
-pub(super) fn image(
+pub(crate) fn image(
     manifest: Manifest,
     data: &[u8],
     write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -96,14 +96,14 @@ pub(super) fn image(
 }
 
 /// Writes a wait that looks at everything.
-pub(super) fn wait(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub(crate) fn wait(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(rdi, 0_u64)?;
     a.mov(rsi, Interest::device(0).bits())?;
     a.out(i32::from(Hypercall::Wait.port()), al)
 }
 
 /// Counts in R15 and in memory, and waits after each.
-pub(super) fn counter() -> Image {
+pub(crate) fn counter() -> Image {
     image(Manifest::new("counter", "1"), &[], |a| {
         use iced_x86::code_asm::{dword_ptr, r15, rdx, xmm3};
         let mut again = a.create_label();
@@ -126,7 +126,7 @@ pub(super) fn counter() -> Image {
 }
 
 /// Sets its first device up and puts its only request into queue 0 again and again.
-pub(super) fn driver(manifest: Manifest, has_header: bool) -> Image {
+pub(crate) fn driver(manifest: Manifest, has_header: bool) -> Image {
     let mut data = vec![0_u8; DATA_LEN as usize];
     let mut put = |at: u64, bytes: &[u8]| {
         let at = (at - DATA) as usize;
@@ -183,7 +183,7 @@ pub(super) fn driver(manifest: Manifest, has_header: bool) -> Image {
 }
 
 /// Runs up to the next wait. What the guest was doing before is answered with this.
-pub(super) fn to_wait(machine: &mut Machine, answer: Option<u64>) {
+pub(crate) fn to_wait(machine: &mut Machine, answer: Option<u64>) {
     let mut answer = answer.map(Answer::ok);
     loop {
         match machine.enter(answer.take()).unwrap() {
@@ -195,31 +195,31 @@ pub(super) fn to_wait(machine: &mut Machine, answer: Option<u64>) {
 }
 
 /// The same with its devices looked at when it waits.
-pub(super) fn to_served_wait(machine: &mut Machine, answer: Option<u64>) {
+pub(crate) fn to_served_wait(machine: &mut Machine, answer: Option<u64>) {
     to_wait(machine, answer);
     machine.serve().unwrap();
 }
 
-pub(super) fn word(machine: &Machine, addr: u64) -> u64 {
+pub(crate) fn word(machine: &Machine, addr: u64) -> u64 {
     let slice = UserSlice { addr, len: 8 };
     u64::from_le_bytes(machine.read_user(slice).unwrap().try_into().unwrap())
 }
 
 /// A directory with a snapshot in it.
-pub(super) struct Frozen {
-    pub(super) path: PathBuf,
+pub(crate) struct Frozen {
+    pub(crate) path: PathBuf,
     _directory: tempfile::TempDir,
 }
 
 impl Frozen {
-    pub(super) fn new(saved: &Saved, image: &Image) -> Self {
+    pub(crate) fn new(saved: &Saved, image: &Image) -> Self {
         let frozen = Self::file(&[]);
         saved.write_to(image, &frozen.path).unwrap();
         frozen
     }
 
     /// A file of just these bytes.
-    pub(super) fn file(bytes: &[u8]) -> Self {
+    pub(crate) fn file(bytes: &[u8]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("guest.snap");
         std::fs::write(&path, bytes).unwrap();
@@ -229,7 +229,7 @@ impl Frozen {
         }
     }
 
-    pub(super) fn open(&self, kvm: &Hypervisor) -> Arc<Snapshot> {
+    pub(crate) fn open(&self, kvm: &Hypervisor) -> Arc<Snapshot> {
         Arc::new(Snapshot::open(kvm, &self.path).unwrap())
     }
 }

@@ -1,0 +1,260 @@
+//! The socket between two processes: messages, with the files and bytes that they speak
+//! of.
+//!
+//! A message is its lengths, its files on bytes of their own, its text, and its bytes.
+
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use wharf_machine::handover::Luggage;
+
+use super::Message;
+
+/// Files that go on one byte: the kernel takes 253 (unix(7), `SCM_RIGHTS`).
+const FILES_AT_ONCE: usize = 128;
+
+/// Most of each that a message has: a guest has 1,024 connections, a host 128 guests
+/// whose images and consoles are of some MiB.
+const TEXT_MAX: u64 = 256 << 20;
+const BYTES_MAX: u64 = 4 << 30;
+const FILES_MAX: u64 = 1 << 16;
+
+/// Why a message did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The other end is closed.
+    #[error("it has ended")]
+    Closed,
+    /// Nothing came, or nothing went, for as long as it may take.
+    #[error("it does not answer")]
+    Silent,
+    /// The kernel refused.
+    #[error("the socket to it: {0}")]
+    Socket(#[source] io::Error),
+    /// It is no message.
+    #[error("it said what is not understood: {0}")]
+    NotUnderstood(#[source] serde_json::Error),
+    /// It claims to be longer than any is, or does not have the files that it claims.
+    #[error("it said what is no message")]
+    NoMessage,
+}
+
+/// One end.
+#[derive(Debug)]
+pub(in crate::cell) struct Link(UnixStream);
+
+impl Link {
+    /// A link, and what the other end is to be given.
+    pub(in crate::cell) fn pair() -> io::Result<(Self, OwnedFd)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        Ok((Self(ours), theirs.into()))
+    }
+
+    /// The end that this process was given.
+    pub(in crate::cell) fn given(end: OwnedFd) -> Self {
+        Self(end.into())
+    }
+
+    /// Says something, with what it speaks of.
+    pub(in crate::cell) fn say(
+        &self,
+        message: &Message,
+        luggage: Luggage,
+    ) -> Result<(), LinkError> {
+        let text = serde_json::to_vec(message).map_err(LinkError::NotUnderstood)?;
+        let (files, bytes) = luggage.into_parts();
+        self.0
+            .set_write_timeout(Some(super::PATIENCE))
+            .map_err(failed)?;
+        let mut socket = &self.0;
+        let mut head = Vec::new();
+        for len in [text.len(), bytes.len(), files.len()] {
+            head.extend(u64::try_from(len).unwrap_or(u64::MAX).to_le_bytes());
+        }
+        if files.is_empty() {
+            head.extend(&text);
+            socket.write_all(&head).map_err(failed)?;
+        } else {
+            socket.write_all(&head).map_err(failed)?;
+            for some in files.chunks(FILES_AT_ONCE) {
+                self.send_files(some)?;
+            }
+            socket.write_all(&text).map_err(failed)?;
+        }
+        socket.write_all(&bytes).map_err(failed)
+    }
+
+    /// The same of what needs nothing.
+    pub(in crate::cell) fn tell(&self, message: &Message) -> Result<(), LinkError> {
+        self.say(message, Luggage::default())
+    }
+
+    /// Waits for what the other says, for so long.
+    pub(in crate::cell) fn hear(
+        &self,
+        patience: Duration,
+    ) -> Result<(Message, Luggage), LinkError> {
+        self.0.set_read_timeout(Some(patience)).map_err(failed)?;
+        let mut socket = &self.0;
+        let mut lens = [[0; 8]; 3];
+        for len in &mut lens {
+            socket.read_exact(len).map_err(failed)?;
+        }
+        let [text, bytes, files] = lens.map(u64::from_le_bytes);
+        if text > TEXT_MAX || bytes > BYTES_MAX || files > FILES_MAX {
+            return Err(LinkError::NoMessage);
+        }
+        let files = self.receive_files(usize::try_from(files).unwrap_or(0))?;
+        let text = self.receive(text)?;
+        let bytes = self.receive(bytes)?;
+        let message = serde_json::from_slice(&text).map_err(LinkError::NotUnderstood)?;
+        Ok((message, Luggage::new(files, bytes)))
+    }
+
+    /// As many bytes as were promised. They are not believed before they are there.
+    fn receive(&self, len: u64) -> Result<Vec<u8>, LinkError> {
+        let mut bytes = Vec::new();
+        let taken = (&self.0).take(len).read_to_end(&mut bytes);
+        let taken = taken.map_err(failed)?;
+        if u64::try_from(taken) == Ok(len) {
+            Ok(bytes)
+        } else {
+            Err(LinkError::Closed)
+        }
+    }
+
+    fn send_files(&self, files: &[OwnedFd]) -> Result<(), LinkError> {
+        let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+            return Err(LinkError::NoMessage);
+        }
+        let byte = [IoSlice::new(&[0])];
+        sendmsg(&self.0, &byte, &mut control, SendFlags::NOSIGNAL)
+            .map(drop)
+            .map_err(|e| failed(e.into()))
+    }
+
+    fn receive_files(&self, count: usize) -> Result<Vec<OwnedFd>, LinkError> {
+        let mut files = Vec::new();
+        while files.len() < count {
+            let mut byte = [0];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut bytes = [IoSliceMut::new(&mut byte)];
+            let got = recvmsg(&self.0, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC);
+            if got.map_err(|e| failed(e.into()))?.bytes == 0 {
+                return Err(LinkError::Closed);
+            }
+            let before = files.len();
+            for message in control.drain() {
+                if let RecvAncillaryMessage::ScmRights(some) = message {
+                    files.extend(some);
+                }
+            }
+            // Fewer than were sent when this process may open no more (unix(7)).
+            if files.len() == before {
+                return Err(LinkError::NoMessage);
+            }
+        }
+        if files.len() == count {
+            Ok(files)
+        } else {
+            Err(LinkError::NoMessage)
+        }
+    }
+}
+
+fn failed(error: io::Error) -> LinkError {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => LinkError::Silent,
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionReset => LinkError::Closed,
+        _ => LinkError::Socket(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{Read, Seek, Write};
+    use std::time::Duration;
+
+    use super::{FILES_AT_ONCE, Link, LinkError, Luggage, Message};
+
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    #[test]
+    fn files_and_bytes_arrive_with_what_speaks_of_them() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let theirs = Link::given(theirs);
+        let mut luggage = Luggage::default();
+        let mut named = Vec::new();
+        for number in 0..=FILES_AT_ONCE {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(&number.to_le_bytes()).unwrap();
+            named.push(luggage.put_file(file.into()));
+        }
+        let bytes = luggage.put_bytes(&[7; 1 << 20]);
+        let sender = std::thread::spawn(move || {
+            ours.say(&Message::Refused("no".to_owned()), luggage)
+                .unwrap();
+            ours.tell(&Message::GiveBack).unwrap();
+            ours
+        });
+        let (message, mut luggage) = theirs.hear(Duration::from_secs(10)).unwrap();
+        assert!(matches!(message, Message::Refused(why) if why == "no"));
+        assert_eq!(luggage.bytes(bytes).unwrap(), [7; 1 << 20]);
+        for (number, name) in named.into_iter().enumerate() {
+            let mut file = File::from(luggage.take_file(name).unwrap());
+            file.rewind().unwrap();
+            let mut read = [0; 8];
+            file.read_exact(&mut read).unwrap();
+            assert_eq!(read, number.to_le_bytes());
+        }
+        let (message, _) = theirs.hear(MOMENT).unwrap();
+        assert!(matches!(message, Message::GiveBack));
+        let ours = sender.join().unwrap();
+        assert!(matches!(theirs.hear(MOMENT), Err(LinkError::Silent)));
+        drop(ours);
+        assert!(matches!(theirs.hear(MOMENT), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused_before_it_is_believed() {
+        let heads: [&[u64]; 4] = [
+            &[u64::MAX, 0, 0],
+            &[1, u64::MAX, 0],
+            &[1, 0, u64::MAX],
+            // Bytes that never come.
+            &[2, 0, 0],
+        ];
+        for head in heads {
+            let (ours, theirs) = Link::pair().unwrap();
+            let theirs = Link::given(theirs);
+            for len in head {
+                (&ours.0).write_all(&len.to_le_bytes()).unwrap();
+            }
+            (&ours.0).write_all(b"{").unwrap();
+            drop(ours);
+            assert!(theirs.hear(MOMENT).is_err(), "{head:?}");
+        }
+        // Files are promised, and a byte comes without any.
+        let (ours, theirs) = Link::pair().unwrap();
+        for len in [2_u64, 0, 1] {
+            (&ours.0).write_all(&len.to_le_bytes()).unwrap();
+        }
+        (&ours.0).write_all(b"\0{}").unwrap();
+        let heard = Link::given(theirs).hear(MOMENT);
+        assert!(matches!(heard, Err(LinkError::NoMessage)), "{heard:?}");
+    }
+}

@@ -1,0 +1,118 @@
+//! A cell that goes from one process to another: the host is upgraded, and its guests
+//! go on.
+//!
+//! ```text
+//!   old process                            new process
+//!     │ starts it, with one end of a socket    │
+//!     ├── Hello ──────────────────────────────▶│
+//!     │◀───────────────────────────── Hello ───┤  which format it speaks
+//!     ├── World: configuration, policies ─────▶│
+//!     │        with their state, ports         │  compiles, starts workers
+//!     │◀───────────────────────────── Ready ───┤  both take connections now, each
+//!     │                                        │  for the guests that it has
+//!     │ of each guest that lives               │
+//!     ├── Announce: image, memory ────────────▶│  makes VM and vCPU, all at once
+//!     │ for each guest that lives              │
+//!     ├── Reserve ────────────────────────────▶│
+//!     │◀────────────────────────── Reserved ───┤
+//!     │ takes it from its worker ▒             │
+//!     ├── Guest: registers, devices, sockets ─▶│
+//!     │                          ▒ stands still│  puts it together
+//!     │◀───────────────────────────── Taken ───┤  gives it to a worker
+//!     │ lets it go                             │
+//!     ├── Finish: what the supervisor knows, ─▶│
+//!     │           the control socket           │
+//!     │◀─────────────────────────── Serving ───┤
+//!     ▼ ends
+//! ```
+//!
+//! Until *Finish* everything can be undone, by the same steps the other way: who is told
+//! [`Message::GiveBack`] gives each guest that it has taken. *Taken* is what counts: a
+//! guest whose *Taken* has been sent runs in the new process and nowhere else, and one
+//! that the new process keeps silent about is the old one's again, which ends the other
+//! first. So no guest ever runs twice, and none is lost but with the process that it
+//! runs in.
+//!
+//! The two may be of different versions: messages are JSON, in which a newer process
+//! finds what an older one wrote. [`FORMAT`] changes when that does not go any more.
+
+mod link;
+mod message;
+mod passage;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub(super) use link::{Link, LinkError};
+pub(super) use message::{
+    CarriedConsole, CarriedEvents, CarriedGuest, CarriedMember, Control, Finish, Message, Next,
+    PortFile, Stranded, World,
+};
+pub(super) use passage::{Gave, Heard, Images, Reception, Surrendered, announce, give, keep};
+
+/// What the two processes speak. A process refuses another that speaks something else.
+pub(super) const FORMAT: u32 = 1;
+
+/// How long either waits for the other's next word about a guest. Long: a machine that
+/// is busy is no reason to give up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a new process may take to start and to compile its policies.
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(120);
+
+/// The control socket, as it goes from one process to another.
+#[derive(Debug)]
+pub struct ControlFiles {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The socket that listens.
+    pub listener: OwnedFd,
+    /// The file whose lock says whose it is.
+    pub lock: OwnedFd,
+    /// The file that the cell was configured by, for people.
+    pub config: Option<String>,
+}
+
+impl ControlFiles {
+    /// The same files once more.
+    ///
+    /// # Errors
+    ///
+    /// When this process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            path: self.path.clone(),
+            listener: self.listener.try_clone()?,
+            lock: self.lock.try_clone()?,
+            config: self.config.clone(),
+        })
+    }
+}
+
+/// Why a cell did not go over.
+#[derive(Debug, thiserror::Error)]
+pub enum HandoverError {
+    /// The other process is gone, silent, or talks nonsense.
+    #[error("the other process: {0}")]
+    Link(#[from] LinkError),
+    /// It says why.
+    #[error("the other process refuses: {0}")]
+    Refused(String),
+    /// It speaks something else.
+    #[error("the other process speaks format {theirs} of hand-overs, this one {FORMAT}")]
+    Format {
+        /// What the other speaks.
+        theirs: u32,
+    },
+    /// It wanted back what it had handed over, and has it.
+    #[error("the other process goes on itself")]
+    GivenBack,
+    /// It said something out of turn.
+    #[error("the other process said something else than {0}")]
+    Unexpected(&'static str),
+    /// What it handed over cannot be gone on with.
+    #[error("{0}")]
+    Unfit(String),
+}

@@ -1,0 +1,351 @@
+//! The cell goes to another process: the part of the one that gets it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use wharf_machine::Hypervisor;
+use wharf_machine::handover::Luggage;
+use wharf_machine::image::Image;
+use wharf_model::cell::TaskKey;
+use wharf_policy::Slots;
+
+use super::upgrade::Running;
+use super::{Going, Supervisor};
+use crate::cell::console::Consoles;
+use crate::cell::events::EventLog;
+use crate::cell::handover::{
+    CarriedMember, Control, ControlFiles, FORMAT, Finish, Gave, HandoverError, Heard, Images, Link,
+    Message, PATIENCE, Reception, START_PATIENCE, Stranded, World, announce, give,
+};
+use crate::cell::protocol::EventKind;
+use crate::cell::templates::Templates;
+use crate::cell::worker::{Live, ToWorker};
+use crate::cell::{CellConfig, CellError, Ended, Request, Shared, policies, router};
+use crate::net::{Acceptor, SharedPort, Switch, Waiting};
+use crate::text::one_line;
+
+/// A process that is about to be the host.
+pub(in crate::cell) struct Newcomer {
+    link: Link,
+    reception: Reception,
+    supervisor: Supervisor,
+    /// Where the guests that were taken are.
+    places: BTreeMap<TaskKey, usize>,
+}
+
+impl Newcomer {
+    /// Sets itself up as the other process says, but for the guests.
+    pub(in crate::cell) fn meet(
+        link: Link,
+        (events, ended): (Arc<EventLog>, Arc<Ended>),
+    ) -> Result<Self, HandoverError> {
+        match link.hear(PATIENCE)?.0 {
+            Message::Hello { format, .. } => {
+                // The other one decides whether it goes on with this one.
+                link.tell(&Message::Hello {
+                    format: FORMAT,
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                })?;
+                if format != FORMAT {
+                    return Err(HandoverError::Format { theirs: format });
+                }
+            }
+            _ => return Err(HandoverError::Unexpected("who it is")),
+        }
+        let (world, luggage) = match link.hear(PATIENCE)? {
+            (Message::World(world), luggage) => (*world, luggage),
+            _ => return Err(HandoverError::Unexpected("what there is")),
+        };
+        match set_up(world, luggage, (events, ended)) {
+            Ok(supervisor) => {
+                link.tell(&Message::Ready)?;
+                Ok(Self {
+                    link,
+                    reception: Reception::default(),
+                    supervisor,
+                    places: BTreeMap::new(),
+                })
+            }
+            Err(error) => {
+                link.tell(&Message::Refused(one_line(&error)))?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Who decides.
+    pub(in crate::cell) fn slots(&self) -> Arc<Slots> {
+        Arc::clone(&self.supervisor.shared.slots)
+    }
+
+    /// Takes every guest, until there is only the rest to know.
+    ///
+    /// # Errors
+    ///
+    /// When the other process wants everything back, which it then has, or is gone.
+    pub(in crate::cell) fn take_guests(&mut self) -> Result<(Finish, Luggage), HandoverError> {
+        loop {
+            let said = self.link.hear(START_PATIENCE)?;
+            let Supervisor {
+                members, shared, ..
+            } = &self.supervisor;
+            let birth = |key: TaskKey| Some(members.get(key.replica)?.birth(key));
+            match self.reception.hear(&self.link, said, shared, birth)? {
+                Heard::Nothing => {}
+                Heard::Here(key, live) => {
+                    self.link.tell(&Message::Taken)?;
+                    self.place(key, live);
+                }
+                Heard::Other(Message::Finish(finish), luggage) => return Ok((*finish, luggage)),
+                Heard::Other(Message::GiveBack, _) => {
+                    self.give_back()?;
+                    return Err(HandoverError::GivenBack);
+                }
+                Heard::Other(..) => return Err(HandoverError::Unexpected("a guest")),
+            }
+        }
+    }
+
+    /// Gives a guest to the worker with the fewest.
+    fn place(&mut self, key: TaskKey, live: Box<Live>) {
+        let workers = &self.supervisor.workers.0;
+        let load = |worker: &usize| self.places.values().filter(|it| *it == worker).count();
+        let worker = (0..workers.len()).min_by_key(load).unwrap_or(0);
+        if let Some((mailbox, _)) = workers.get(worker) {
+            mailbox.send(ToWorker::Adopt(live));
+            self.places.insert(key, worker);
+        }
+    }
+
+    /// Gives back whatever was taken.
+    fn give_back(&mut self) -> Result<(), HandoverError> {
+        self.supervisor.acceptor.share(true);
+        let (mut images, mut departed) = (Images::default(), Vec::new());
+        for (key, worker) in std::mem::take(&mut self.places) {
+            let supervisor = &self.supervisor;
+            let (Some(member), Some((mailbox, _))) = (
+                supervisor.members.get(key.replica),
+                supervisor.workers.0.get(worker),
+            ) else {
+                continue;
+            };
+            let (link, birth) = (&self.link, member.birth(key));
+            let gave = match announce(link, &mut images, &birth, mailbox)? {
+                Ok(written) => give(link, birth, written, mailbox, &mut None)?,
+                Err(gave) => gave,
+            };
+            match gave {
+                Gave::Away { left, .. } => departed.push(left),
+                Gave::Ended | Gave::Kept(_) => link.tell(&Message::Lost(key))?,
+            }
+        }
+        self.link.tell(&Message::Empty).map_err(HandoverError::from)
+    }
+
+    /// Takes in what there is to know. What serves the control socket is made by `serve`
+    /// before the other process lets go of it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be gone on with; then everything is given back.
+    pub(in crate::cell) fn finish<T>(
+        mut self,
+        finish: Finish,
+        mut luggage: Luggage,
+        requests: Receiver<Request>,
+        serve: impl FnOnce(Consoles, &CellConfig, ControlFiles) -> Result<T, String>,
+    ) -> Result<(JoinHandle<()>, T), HandoverError> {
+        match self.settle(finish, &mut luggage, requests, serve) {
+            Ok((begin, thread, served)) => {
+                // If the other is gone, there is nobody but this one to serve.
+                let _ = self.link.tell(&Message::Serving);
+                // It waits for this.
+                let _ = begin.send(self.supervisor);
+                Ok((thread, served))
+            }
+            Err(error) => {
+                self.link.tell(&Message::Refused(one_line(&error)))?;
+                match self.link.hear(PATIENCE)?.0 {
+                    Message::GiveBack => self.give_back()?,
+                    _ => return Err(HandoverError::Unexpected("what becomes of that")),
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn settle<T>(
+        &mut self,
+        finish: Finish,
+        luggage: &mut Luggage,
+        requests: Receiver<Request>,
+        serve: impl FnOnce(Consoles, &CellConfig, ControlFiles) -> Result<T, String>,
+    ) -> Result<(crossbeam_channel::Sender<Supervisor>, JoinHandle<()>, T), HandoverError> {
+        let Finish {
+            model,
+            now,
+            members,
+            events,
+            upgrades,
+            last_upgrade,
+            stranded,
+            control,
+        } = finish;
+        let supervisor = &mut self.supervisor;
+        if members.len() != supervisor.members.len() {
+            return Err(HandoverError::Unexpected("as many replicas as there are"));
+        }
+        for (replica, carried) in members.into_iter().enumerate() {
+            supervisor.restore(replica, carried, &self.reception, luggage)?;
+        }
+        let waiting = stranded.iter().map(|it| waiting(it, luggage));
+        let waiting = waiting.collect::<Result<Vec<_>, _>>()?;
+        let files = control_files(control, luggage)?;
+        supervisor.model = model.moved_to(supervisor.workers.0.len(), |key| {
+            self.places.get(&key).copied()
+        });
+        let age = Duration::from_nanos(now.as_nanos());
+        supervisor.start = Instant::now().checked_sub(age).unwrap_or(supervisor.start);
+        supervisor.past_rollouts = upgrades.into();
+        supervisor.last_rollout = last_upgrade;
+        let served = serve(supervisor.consoles(), &supervisor.config, files);
+        let served = served.map_err(HandoverError::Unfit)?;
+        let (begin, begun) = bounded::<Supervisor>(1);
+        let thread = std::thread::Builder::new()
+            .name("supervisor".to_owned())
+            .spawn(move || {
+                if let Ok(supervisor) = begun.recv() {
+                    supervisor.run(&requests, Going::On);
+                }
+            })
+            .map_err(|e| unfit(&e))?;
+        // What follows cannot fail.
+        let guests = self.places.len();
+        supervisor.events.go_on(events);
+        let detail = format!("{guests} guests go on in process {}", std::process::id());
+        supervisor
+            .events
+            .add(None, 0, EventKind::HandedOver, detail);
+        supervisor.acceptor.share(false);
+        if let Err(error) = supervisor.acceptor.wake(waiting) {
+            log::error!("published ports are not served: {}", one_line(&error));
+        }
+        supervisor.shared.templates.keep_warm();
+        Ok((begin, thread, served))
+    }
+}
+
+impl Supervisor {
+    /// Makes a replica what it was.
+    fn restore(
+        &mut self,
+        replica: usize,
+        carried: CarriedMember,
+        reception: &Reception,
+        luggage: &Luggage,
+    ) -> Result<(), HandoverError> {
+        let Some(member) = self.members.get_mut(replica) else {
+            return Ok(());
+        };
+        let image = |number: Option<usize>| -> Result<Option<Arc<Image>>, HandoverError> {
+            number.map(|it| reception.image(it)).transpose()
+        };
+        let CarriedMember {
+            spec,
+            image: runs,
+            pinned,
+            previous,
+            reason,
+            rest,
+        } = carried;
+        member.spec = Arc::new(spec);
+        member.image = image(runs)?;
+        member.pinned = image(pinned)?;
+        member.previous = match previous {
+            Some((spec, number)) => Some(Running {
+                spec: Arc::new(spec),
+                image: reception.image(number)?,
+            }),
+            None => None,
+        };
+        member.reason = reason;
+        if let Some((counts, console)) = rest {
+            member.meters.count_on(&counts);
+            let console = console.take(luggage).map_err(|e| unfit(&e))?;
+            member.console.go_on(&console);
+        }
+        Ok(())
+    }
+}
+
+/// Workers, policies, ports: all that does not depend on a guest.
+fn set_up(
+    world: World,
+    mut luggage: Luggage,
+    (events, ended): (Arc<EventLog>, Arc<Ended>),
+) -> Result<Supervisor, HandoverError> {
+    let World {
+        config,
+        mut slots,
+        components,
+        ports,
+        switch,
+    } = world;
+    let hypervisor = Hypervisor::open().map_err(|e| unfit(&e))?;
+    let hypervisor = Arc::new(hypervisor.with_shared_memory());
+    let own = policies::slots(&config, &events);
+    for (digest, bytes) in components {
+        let component = luggage.bytes(bytes).map_err(|e| unfit(&e))?.into();
+        slots.components.insert(digest, component);
+    }
+    own.go_on(&slots).map_err(|e| unfit(&e))?;
+    let ports = ports.into_iter().map(|it| {
+        Ok(SharedPort {
+            task: it.task,
+            publish: it.publish,
+            listener: luggage.take_file(it.listener).map_err(|e| unfit(&e))?,
+        })
+    });
+    let ports = ports.collect::<Result<Vec<_>, HandoverError>>()?;
+    let acceptor = Acceptor::go_on(router(&own), ports).map_err(|e| unfit(&e))?;
+    let cell = |error: CellError| unfit(&error);
+    let templates = Templates::start(&hypervisor, &config.tasks).map_err(cell)?;
+    let shared = Shared {
+        hypervisor,
+        slots: own,
+        board: Arc::clone(acceptor.board()),
+        templates,
+        switch: Arc::new(Switch::with_seed(switch)),
+    };
+    Supervisor::new(config, &shared, acceptor, (events, ended)).map_err(cell)
+}
+
+fn waiting(it: &Stranded, luggage: &mut Luggage) -> Result<Waiting, HandoverError> {
+    let waited = Duration::from_nanos(it.waited);
+    let now = Instant::now();
+    let socket = luggage.take_file(it.socket).map_err(|e| unfit(&e))?;
+    Ok(Waiting {
+        since: now.checked_sub(waited).unwrap_or(now),
+        port: it.port,
+        socket: socket.into(),
+        source: it.source,
+        from: it.from,
+    })
+}
+
+fn control_files(it: Control, luggage: &mut Luggage) -> Result<ControlFiles, HandoverError> {
+    let mut file = |file| luggage.take_file(file).map_err(|e| unfit(&e));
+    Ok(ControlFiles {
+        path: it.path,
+        listener: file(it.listener)?,
+        lock: file(it.lock)?,
+        config: it.config,
+    })
+}
+
+fn unfit(error: &dyn std::error::Error) -> HandoverError {
+    HandoverError::Unfit(one_line(error))
+}

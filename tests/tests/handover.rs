@@ -1,0 +1,619 @@
+//! The host in the place of another: what clients, guests, operators and disks see of it,
+//! and of its going wrong.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use wharf_tests::command::{Printed, app, output, policy, wharf_path};
+use wharf_tests::guest::kvm;
+use wharf_tests::host::{Host, Object, objects, poll};
+use wharf_tests::http::{Client, text};
+use wharf_tests::load::Load;
+use wharf_tests::net::port;
+use wharf_tests::process::open_files;
+
+/// A task that is published at a port, and what else is said of it.
+fn service(name: &str, image: &Path, port: u16, more: &str) -> String {
+    format!("[[task]]\nname = {name:?}\nimage = {image:?}\npublish = [\"{port}:80\"]\n{more}\n")
+}
+
+/// The program that is a host.
+fn program() -> PathBuf {
+    wharf_path().with_file_name("wharf-host")
+}
+
+/// Hands the host over to another process of the same program, and returns the report.
+fn hand_over(host: &Host) -> Object {
+    let before = host.pid();
+    let printed = host.try_ask(&["handover", "--json"]);
+    assert_eq!(printed.status, 0, "{}{}", printed.stderr, host.said());
+    let report = objects(&format!("[{}]", printed.stdout)).remove(0);
+    assert_ne!(host.pid(), before, "the lock names the new process");
+    assert_eq!(
+        host.pid().map(|it| it.as_raw() as u64),
+        Some(report.number("pid"))
+    );
+    report
+}
+
+/// A program that does this before it is a host, or instead.
+fn wrapper(directory: &Path, name: &str, script: &str) -> PathBuf {
+    let path = directory.join(name);
+    let program = program();
+    let text = format!("#!/bin/sh\nhost={}\n{script}\n", program.display());
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// What becomes of a hand-over to this program.
+fn try_program(host: &Host, program: &Path) -> Printed {
+    host.try_ask(&["handover", program.to_str().unwrap()])
+}
+
+#[test]
+fn guests_go_on_with_their_state_and_clients_with_their_connections() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let (web, session) = (port(), port());
+    let log = directory.path().join("web.log");
+    let toml = service("web", &app("http"), web, "replicas = 3")
+        + &format!("[task.log]\nfile = {log:?}\n")
+        + &service("session", &app("session"), session, "");
+    let mut host = Host::up(directory.path(), &toml);
+    let old = host.pid().unwrap();
+    let mut clients: Vec<Client> = (0..9).map(|_| Client::of(web)).collect();
+    let mut kept = Client::of(session);
+    text(kept.ask("PUT", "/k/a", b"kept"));
+    // One is in the middle of a request.
+    kept.begin("PUT", "/k/half", 8).unwrap();
+    kept.send(b"half").unwrap();
+    for client in &mut clients {
+        text(client.ask("GET", "/", b""));
+    }
+    let before = host.tasks();
+
+    let report = hand_over(&host);
+    assert_eq!(
+        (report.number("guests"), report.number("connections")),
+        (4, 10)
+    );
+    assert!(report.number("pause_median_ns") > 0);
+    assert_eq!(host.status(), 0, "the old process ends in order");
+    kept.send(b"half").unwrap();
+    assert_eq!(kept.answer().unwrap().0, 200);
+    assert_eq!(text(kept.ask("GET", "/k/a", b"")), "kept");
+    assert_eq!(text(kept.ask("GET", "/k/half", b"")), "halfhalf");
+    for client in &mut clients {
+        text(client.ask("GET", "/", b""));
+    }
+    text(Client::of(web).ask("GET", "/", b""));
+    for (was, is) in before.iter().zip(host.tasks()) {
+        assert_eq!(is.replica(), was.replica());
+        for same in ["generation", "restarts", "memory_bytes", "weight"] {
+            assert_eq!(is.number(same), was.number(same), "{same}");
+        }
+        for more in [
+            "run_ns",
+            "exits",
+            "connections_total",
+            "received_bytes",
+            "console_bytes",
+        ] {
+            assert!(is.number(more) >= was.number(more), "{more}: {is:?}");
+        }
+    }
+    assert_eq!(host.task("session.0").number("connections"), 1);
+    // What had happened before is known, with the same numbers.
+    let events = host.events();
+    let numbers: Vec<u64> = events.iter().map(|it| it.number("seq")).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    let handed = events
+        .iter()
+        .find(|it| it.text("kind") == "handed-over")
+        .unwrap();
+    assert!(
+        handed.text("detail").starts_with("4 guests go on"),
+        "{handed:?}"
+    );
+    assert_eq!(
+        events
+            .iter()
+            .filter(|it| it.text("kind") == "started")
+            .count(),
+        4
+    );
+    let logs = host.ask(&["logs", "session"]);
+    assert!(!logs.is_empty() || before[3].number("console_bytes") == 0);
+
+    // What a life of a task was, its next is.
+    let _ = host.ask(&["restart", "session"]);
+    host.until_task("session.0", |it| {
+        it.number("generation") == 2 && it.state() == "waiting"
+    });
+    let _ = host.ask(&["down"]);
+    assert!(!host.socket().exists() && kill(old, None).is_err());
+    assert!(TcpStream::connect(("127.0.0.1", web)).is_err());
+}
+
+/// 32 guests on few cores, one after the other, while all are asked.
+#[test]
+fn nobody_notices_who_asks_all_the_time() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let toml = service("web", &app("http"), at, "replicas = 32\nmemory = \"8MiB\"");
+    let host = Host::up(directory.path(), &toml);
+    host.until("all serve", || {
+        host.tasks()
+            .iter()
+            .all(|it| it.state() != "starting")
+            .then_some(())
+    });
+    let load = Load::start(at, 64, "/");
+    load.until_more(500);
+    for _ in 0..3 {
+        let report = hand_over(&host);
+        assert_eq!(report.number("guests"), 32, "{}", host.said());
+        load.until_more(500);
+    }
+    load.end();
+    for task in host.tasks() {
+        assert_eq!((task.number("generation"), task.number("restarts")), (1, 0));
+    }
+}
+
+/// Who connects while a guest is between two processes waits for it.
+#[test]
+fn who_connects_meanwhile_is_served() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let host = Host::up(directory.path(), &service("web", &app("http"), at, ""));
+    text(Client::of(at).ask("GET", "/", b""));
+    let over = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let mut count = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut client = Client::connect(at).expect("somebody always listens");
+                text(client.ask("GET", "/", b""));
+                count += 1;
+            }
+            count
+        });
+        for _ in 0..5 {
+            hand_over(&host);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(asked.join().unwrap() > 5);
+    });
+    assert_eq!(host.task("web.0").number("connection_errors"), 0);
+}
+
+#[test]
+fn bytes_under_way_in_both_directions_arrive_once_and_in_order() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let echo = service("web", &app("echo"), at, "").replace(":80", ":7");
+    let host = Host::up(directory.path(), &echo);
+    let mut to = poll(|| TcpStream::connect(("127.0.0.1", at)).ok()).unwrap();
+    to.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut from = to.try_clone().unwrap();
+    const LEN: usize = 64 << 20;
+    let byte = |at: usize| (at.wrapping_mul(2_654_435_761) >> 13) as u8;
+    let writer = thread::spawn(move || {
+        let bytes: Vec<u8> = (0..LEN).map(byte).collect();
+        to.write_all(&bytes).unwrap();
+        to.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let reader = thread::spawn(move || {
+        let mut seen = 0;
+        let mut piece = vec![0; 64 << 10];
+        loop {
+            let len = from.read(&mut piece).unwrap();
+            if len == 0 {
+                return seen;
+            }
+            for byte_read in &piece[..len] {
+                assert_eq!(*byte_read, byte(seen), "at {seen}");
+                seen += 1;
+            }
+        }
+    });
+    let mut handed = 0;
+    while !reader.is_finished() && handed < 20 {
+        hand_over(&host);
+        handed += 1;
+    }
+    writer.join().unwrap();
+    assert_eq!(reader.join().unwrap(), LEN);
+    assert!(handed > 1, "the bytes were faster");
+}
+
+#[test]
+fn policies_go_along_with_their_state() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let (canary, fair) = (policy("canary"), policy("fair-share"));
+    let toml = format!(
+        "[policy.router]\nplugin = {canary:?}\nconfig = {{ seed = 7 }}\n\
+         [policy.scheduler]\nplugin = {fair:?}\n"
+    ) + &service("web", &app("http"), at, "replicas = 2");
+    let host = Host::up(directory.path(), &toml);
+    for _ in 0..10 {
+        text(Client::of(at).ask("GET", "/", b""));
+    }
+    let slots = || objects(&host.ask(&["policy", "ls", "--json"]));
+    let before = slots();
+    hand_over(&host);
+    let after = slots();
+    for (was, is) in before.iter().zip(&after) {
+        for same in ["slot", "plugin", "version", "digest"] {
+            assert_eq!(is.text(same), was.text(same));
+        }
+        assert_eq!(is.number("swaps"), was.number("swaps"));
+        assert!(is.number("calls") >= was.number("calls"), "{is:?}");
+    }
+    let router = |slots: &[Object]| {
+        let found = slots.iter().find(|it| it.text("slot") == "router");
+        found.unwrap().number("calls")
+    };
+    assert!(router(&before) >= 10);
+    text(Client::of(at).ask("GET", "/", b""));
+    assert!(router(&slots()) > router(&after), "it is asked here, too");
+    // And it can be gone back from.
+    let _ = host.ask(&["policy", "rollback", "router"]);
+    text(Client::of(at).ask("GET", "/", b""));
+}
+
+#[test]
+fn disks_stay_locked_and_written() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let (file, cow, memory) = (port(), port(), port());
+    let disk = directory.path().join("kv.img");
+    let base = directory.path().join("base.img");
+    let toml = service("kv", &app("kv"), file, "")
+        + &format!("[[task.block]]\ndevice = \"data\"\nfile = {disk:?}\nsize = \"8MiB\"\n")
+        + &service("cow", &app("kv"), cow, "")
+        + &format!("[[task.block]]\ndevice = \"data\"\nfile = {base:?}\nmode = \"cow\"\n")
+        + &service("memory", &app("kv"), memory, "")
+        + "[[task.block]]\ndevice = \"data\"\nmode = \"memory\"\nsize = \"8MiB\"\n";
+    fs::write(&base, vec![0; 8 << 20]).unwrap();
+    let host = Host::up(directory.path(), &toml);
+    let ports = [file, cow, memory];
+    for at in ports {
+        text(Client::of(at).ask("PUT", "/k/a", b"kept"));
+    }
+    for round in 0..2 {
+        hand_over(&host);
+        let key = format!("/k/{round}");
+        for at in ports {
+            assert_eq!(text(Client::of(at).ask("GET", "/k/a", b"")), "kept");
+            text(Client::of(at).ask("PUT", &key, b"later"));
+        }
+    }
+    // Somebody else cannot have the file, then as now.
+    let other = tempfile::tempdir().unwrap();
+    let printed = output(
+        wharf_tests::command::wharf(["run", "--block"])
+            .arg(format!("data={}", disk.display()))
+            .arg(app("kv")),
+    );
+    assert!(printed.refusal().contains("in use"), "{}", printed.stderr);
+    drop(other);
+    assert!(fs::read(&base).unwrap().iter().all(|byte| *byte == 0));
+    // It is this host's to open again.
+    let _ = host.ask(&["restart", "kv"]);
+    host.until_task("kv.0", |it| {
+        it.number("generation") == 2 && it.state() == "waiting"
+    });
+    assert_eq!(text(Client::of(file).ask("GET", "/k/1", b"")), "later");
+}
+
+#[test]
+fn what_does_not_live_and_what_was_upgraded_is_known_there_too() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let toml = service("web", &app("http"), at, "args = [\"--greeting\", \"one\"]")
+        + &format!(
+            "[[task]]\nname = \"once\"\nimage = {:?}\nrestart = \"never\"\n",
+            app("hello")
+        )
+        + &format!(
+            "[[task]]\nname = \"again\"\nimage = {:?}\nargs = [\"null-read\"]\n",
+            app("faults")
+        );
+    let host = Host::up(directory.path(), &toml);
+    host.until_task("once.0", |it| it.state() == "stopped");
+    host.until_event("again.0", "backing-off", 0);
+    let mut client = Client::of(at);
+    text(client.ask("GET", "/", b""));
+    let second = app("http2");
+    let upgraded = host.try_ask(&["upgrade", "web", "--image", second.to_str().unwrap()]);
+    assert_eq!(upgraded.status, 0, "{}", upgraded.stderr);
+    let new = text(client.ask("GET", "/", b""));
+    hand_over(&host);
+    assert_eq!(text(client.ask("GET", "/", b"")), new);
+    let once = host.task("once.0");
+    assert_eq!(
+        (once.state(), once.optional("exit_status")),
+        ("stopped", Some(0))
+    );
+    assert_eq!(host.ask(&["logs", "once"]), "Hello from wharf!\n");
+    let restarts = host.task("again.0").number("restarts");
+    host.until_task("again.0", |it| it.number("restarts") > restarts);
+    assert_eq!(host.task("web.0").number("generation"), 2);
+    let back = host.try_ask(&["rollback", "web"]);
+    assert_eq!(back.status, 0, "{}", back.stderr);
+    assert_ne!(text(client.ask("GET", "/", b"")), new);
+}
+
+#[test]
+fn clones_go_along_and_share_their_snapshot_still() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let file = directory.path().join("web.snap");
+    let mut host = Host::up(directory.path(), &service("web", &app("session"), at, ""));
+    text(Client::of(at).ask("PUT", "/k/a", b"kept"));
+    let _ = host.ask(&["snapshot", "web", file.to_str().unwrap()]);
+    let _ = host.ask(&["down"]);
+    assert_eq!(host.status(), 0);
+    let at = port();
+    let toml =
+        format!("[[task]]\nname = \"web\"\nfrom = {file:?}\nwarm = 1\npublish = [\"{at}:80\"]\n");
+    let host = Host::up(directory.path(), &toml);
+    let mut client = Client::of(at);
+    assert_eq!(text(client.ask("GET", "/k/a", b"")), "kept");
+    text(client.ask("PUT", "/k/b", b"own"));
+    for _ in 0..2 {
+        hand_over(&host);
+        assert_eq!(text(client.ask("GET", "/k/a", b"")), "kept");
+        assert_eq!(text(client.ask("GET", "/k/b", b"")), "own");
+    }
+    // It is frozen and cloned there as it would have been here.
+    let again = directory.path().join("again.snap");
+    let _ = host.ask(&["snapshot", "web", again.to_str().unwrap()]);
+    let _ = host.ask(&["restart", "web"]);
+    host.until_task("web.0", |it| {
+        it.number("generation") == 2 && it.state() == "waiting"
+    });
+    assert_eq!(text(Client::of(at).ask("GET", "/k/a", b"")), "kept");
+}
+
+/// Whatever the program does instead, everything goes on, and it is said in one line.
+#[test]
+fn a_program_that_is_no_host_changes_nothing() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let toml = service("web", &app("http"), at, "replicas = 3");
+    let host = Host::up(directory.path(), &toml);
+    let pid = host.pid();
+    let load = Load::thinking(at, 6, "/", Duration::from_millis(2));
+    load.until_more(100);
+    let files = open_files(pid.unwrap());
+    let wrapped = |name: &str, script: &str| wrapper(directory.path(), name, script);
+    let unusable = directory.path().join("wharf.toml");
+    for (program, why) in [
+        (PathBuf::from("/bin/true"), "it has ended"),
+        (unusable, "cannot start"),
+        (directory.path().to_owned(), "cannot start"),
+        // Writes back what it reads.
+        (PathBuf::from("/bin/cat"), "it has ended"),
+        (
+            wrapped("garbage", "head -c 65536 /dev/zero >&0; cat >/dev/null"),
+            "not",
+        ),
+        (
+            wrapped(
+                "huge",
+                "printf '\\377\\377\\377\\377\\377\\377\\377\\377%016d' 0 >&0; cat >/dev/null",
+            ),
+            "no message",
+        ),
+        (
+            wrapped(
+                "other",
+                "printf '\\050\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0{\"hello\":{\"format\":999,\"version\":\"9.0\"}}' >&0; cat >/dev/null",
+            ),
+            "format 999",
+        ),
+        // Cannot open what is passed to it.
+        (wrapped("poor", "ulimit -n 24; exec $host \"$@\""), ""),
+        // Has no memory for a guest.
+        (wrapped("small", "ulimit -v 200000; exec $host \"$@\""), ""),
+    ] {
+        let printed = try_program(&host, &program);
+        let refusal = printed.refusal();
+        assert!(refusal.contains(why), "{program:?}: {refusal}");
+        assert_eq!(host.pid(), pid, "{program:?}");
+        load.until_more(100);
+        let failed = host.events().into_iter().next_back().unwrap();
+        assert_eq!(
+            failed.text("kind"),
+            "handover-failed",
+            "{program:?}: {failed:?}"
+        );
+    }
+    for refused in [
+        host.post("/v1/handover", "{}").0,
+        host.post("/v1/handover", "{\"program\":\"relative\"}").0,
+        host.post("/v1/handover", "{\"program\":\"/bin/true\",\"more\":1}")
+            .0,
+    ] {
+        assert_eq!(refused, 400);
+    }
+    assert!(
+        try_program(&host, Path::new("/no/such"))
+            .refusal()
+            .contains("cannot find")
+    );
+    for task in host.tasks() {
+        assert_eq!((task.number("generation"), task.number("restarts")), (1, 0));
+    }
+    let now = open_files(pid.unwrap());
+    assert!(now <= files + 8, "{files} files before, {now} after");
+    // And then to one that is.
+    hand_over(&host);
+    load.until_more(100);
+    load.end();
+}
+
+/// The new process dies at some moment. Whoever has a guest by then, the service comes
+/// back, and what the new one did not have goes on as it was.
+#[test]
+fn a_process_that_dies_in_the_middle_takes_no_more_with_it_than_it_had() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let toml = service("web", &app("http"), at, "replicas = 16\nmemory = \"8MiB\"");
+    let host = Host::up(directory.path(), &toml);
+    host.until("all serve", || {
+        host.tasks()
+            .iter()
+            .all(|it| it.state() != "starting")
+            .then_some(())
+    });
+    let mut outcomes = [0, 0];
+    for round in 0..12_u32 {
+        let pause = f64::from(round) * 0.006;
+        let script = format!("(sleep {pause:.3}; kill -9 $$) & exec $host \"$@\"");
+        let program = wrapper(directory.path(), "dying", &script);
+        let pid = host.pid();
+        let printed = try_program(&host, &program);
+        match printed.status {
+            // It was faster: the host has died with it, as any that is killed.
+            0 => {
+                outcomes[0] += 1;
+                break;
+            }
+            _ => {
+                outcomes[1] += 1;
+                assert_eq!(host.pid(), pid, "{}", host.said());
+                assert!(!printed.refusal().is_empty());
+            }
+        }
+        host.until("all serve again", || {
+            host.tasks()
+                .iter()
+                .all(|it| it.state() == "waiting")
+                .then_some(())
+        });
+        text(Client::of(at).ask("GET", "/", b""));
+    }
+    assert!(outcomes[1] > 0, "{outcomes:?}");
+}
+
+#[test]
+fn what_cannot_be_handed_over_now_is_refused() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let green = policy("blue-green");
+    let toml =
+        format!("[policy.upgrader]\nplugin = {green:?}\n") + &service("web", &app("http"), at, "");
+    let host = Host::up(directory.path(), &toml);
+    let mut client = Client::of(at);
+    text(client.ask("GET", "/", b""));
+    // Both versions run for as long as this connection lasts.
+    let second = app("http2");
+    let image = second.to_str().unwrap();
+    let _ = host.ask(&["upgrade", "web", "--no-wait", "--image", image]);
+    host.until("both run", || (host.tasks().len() == 2).then_some(()));
+    let refused = host.try_ask(&["handover"]);
+    assert!(
+        refused.refusal().contains("being upgraded"),
+        "{}",
+        refused.stderr
+    );
+    drop(client);
+    host.until("the old one has gone", || {
+        (host.tasks().len() == 1).then_some(())
+    });
+    let handed = host.until("it is over", || {
+        let printed = host.try_ask(&["handover"]);
+        (printed.status == 0).then_some(printed)
+    });
+    assert!(
+        handed.stdout.contains("is the host: 1 guests"),
+        "{}",
+        handed.stdout
+    );
+}
+
+#[test]
+fn signals_and_followers_find_the_new_process() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let mut host = Host::up(directory.path(), &service("web", &app("http"), at, ""));
+    text(Client::of(at).ask("GET", "/", b""));
+    let followed = directory.path().join("followed");
+    let mut follower = host
+        .command(&["events", "-f", "--json"])
+        .stdout(fs::File::create(&followed).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let report = hand_over(&host);
+    assert_eq!(host.status(), 0);
+    let kinds = || {
+        let told = fs::read_to_string(&followed).unwrap();
+        let whole = told.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let kinds = objects(whole)
+            .into_iter()
+            .map(|it| it.text("kind").to_owned());
+        kinds.collect::<Vec<_>>()
+    };
+    poll(|| kinds().contains(&"handed-over".to_owned()).then_some(())).unwrap();
+    let new = Pid::from_raw(i32::try_from(report.number("pid")).unwrap());
+    kill(new, Signal::SIGTERM).unwrap();
+    poll(|| kinds().contains(&"down".to_owned()).then_some(())).expect("it is told of the end");
+    assert!(follower.wait().unwrap().success());
+    // No event is told twice.
+    let told = objects(&fs::read_to_string(&followed).unwrap());
+    let numbers: Vec<u64> = told.iter().map(|it| it.number("seq")).collect();
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    poll(|| (!host.socket().exists()).then_some(())).expect("the socket's file goes");
+}
+
+/// A guest that computes is taken out of its computation.
+#[test]
+fn a_guest_that_never_waits_goes_on_too() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let toml = format!(
+        "[[task]]\nname = \"spin\"\nimage = {:?}\nreplicas = 4\nargs = [\"900000000000\"]\n",
+        app("spin")
+    );
+    let host = Host::up(directory.path(), &toml);
+    for index in 0..4 {
+        host.until_task(&format!("spin.{index}"), |it| it.number("run_ns") > 0);
+    }
+    let start = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(hand_over(&host).number("guests"), 4);
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        start.elapsed()
+    );
+    let ran = host.task("spin.0").number("run_ns");
+    host.until_task("spin.0", |it| it.number("run_ns") > ran);
+    assert_eq!(host.task("spin.0").number("restarts"), 0);
+}
