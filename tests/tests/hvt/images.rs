@@ -80,6 +80,8 @@ const BROKEN: &[Broken] = &[
     ("an image for xen", || good().abi(&abi_note(6, 1)).build(), "target xen"),
     ("an image for nobody knows what", || good().abi(&abi_note(99, 1)).build(),
      "of a number that nothing is known of"),
+    ("a header of another size", || good().edited(|elf| elf.header.ehsize = 52),
+     "ELF header of 52 bytes instead of 64"),
     ("an image that is to be moved", || good().edited(|elf| elf.header.kind = 3),
      "not linked for fixed addresses"),
 

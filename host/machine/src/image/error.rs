@@ -79,6 +79,8 @@ pub enum ImageError {
     WrongOsAbi { os_abi: u8, version: u8 },
     #[error("machine {machine} is not x86-64 (62)")]
     WrongMachine { machine: u16 },
+    #[error("an ELF header of {size} bytes instead of 64")]
+    WrongHeaderSize { size: u16 },
     #[error("ELF type {kind} is neither an executable (2) nor position-independent (3)")]
     WrongType { kind: u16 },
     #[error("program headers of {size} bytes instead of 56")]

@@ -95,6 +95,11 @@ fn read(bytes: &[u8]) -> Result<ElfHeader, ImageError> {
             machine: header.e_machine,
         });
     }
+    if usize::from(header.e_ehsize) != SIZEOF_EHDR {
+        return Err(ImageError::WrongHeaderSize {
+            size: header.e_ehsize,
+        });
+    }
     Ok(header)
 }
 
