@@ -31,6 +31,19 @@ fn notes(notes: &[&[u8]]) -> Vec<u8> {
     good().with_notes(notes, |_| ())
 }
 
+/// A good image's notes behind another.
+fn beside(other: &[u8]) -> Vec<u8> {
+    notes(&[other, &abi_note(1, 2), &manifest_note(1, 1, &first())])
+}
+
+/// The same, with a note's program header changed: of the other it is number 2.
+fn beside_with(other: &[u8], index: usize, edit: impl FnOnce(&mut Program)) -> Vec<u8> {
+    good().with_notes(
+        &[other, &abi_note(1, 2), &manifest_note(1, 1, &first())],
+        |elf| edit(&mut elf.programs[index]),
+    )
+}
+
 /// A manifest of these bytes behind the pad.
 fn manifest(desc: &[u8]) -> Vec<u8> {
     notes(&[&abi_note(1, 2), &note(b"MFT1", desc)])
@@ -84,6 +97,26 @@ const BROKEN: &[Broken] = &[
      "ELF header of 52 bytes instead of 64"),
     ("an image that is to be moved", || good().edited(|elf| elf.header.kind = 3),
      "not linked for fixed addresses"),
+
+    ("a note that is too short for any", || beside(&[0xFF; 11]),
+     "program header 2 (PT_NOTE): the note at byte 0 is cut off"),
+    ("a place for notes without any", || beside(&[]),
+     "program header 2 (PT_NOTE): the note at byte 0 is cut off"),
+    ("a note outside the file", || beside_with(&[0; 16], 2, |p| p.offset = 1 << 40),
+     "program header 2 (PT_NOTE): not inside the file"),
+    ("a note that ends behind the file", || beside_with(&[0; 16], 2, |p| p.filesz = 1 << 40),
+     "program header 2 (PT_NOTE): not inside the file"),
+    ("an ABI that ends before it is whole", || beside_with(&[0; 16], 3, |p| p.filesz -= 1),
+     "program header 3 (PT_NOTE): the note at byte 0 is cut off"),
+    ("a manifest that ends before it is whole", || beside_with(&[0; 16], 4, |p| p.filesz -= 1),
+     "program header 4 (PT_NOTE): the note at byte 0 is cut off"),
+    ("a manifest that says it is longer than anything", || {
+        let mut long = manifest_note(1, 1, &first());
+        long[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        notes(&[&abi_note(1, 2), &long])
+    }, "program header 3 (PT_NOTE): the note at byte 0 is cut off"),
+    ("an ABI that says nothing", || good().abi(&note(b"ABI1", &[])).build(),
+     "an ABI1 note of 0 bytes"),
 
     ("an empty manifest", || manifest(&[]), "manifest: 0 bytes"),
     ("a manifest that is all pad", || manifest(&[0; 4]), "manifest: 4 bytes"),
@@ -207,8 +240,16 @@ const KEPT: &[Kept] = &[
     ("notes of others", || good().with_notes(
         &[&b"\x08\0\0\0\x04\0\0\0\x01\0\0\0OpenBSD\0\0\0\0\0"[..], &abi_note(1, 2),
           &manifest_note(1, 1, &first())], |_| ())),
-    ("notes of others that are broken", || good().with_notes(
-        &[&[0xFF; 40][..], &abi_note(1, 2), &manifest_note(1, 1, &first())], |_| ())),
+    ("a note of another's that says it is longer than the file", || beside(&[0xFF; 40])),
+    ("a note of another's that is too short to be Solo5's",
+     || beside(b"\x04\0\0\0\0\0\0\0\x01\0\0\0GNU\0")),
+    ("a note that is cut off in its name", || beside(b"\x06\0\0\0\x10\0\0\0ABI1Solo5\0\0")),
+    ("a note of Solo5's that is of no kind here", || beside(&note(b"XXX1", &[]))),
+    ("a note of another's in Solo5's words", || {
+        let mut other = abi_note(9, 9);
+        other[..4].copy_from_slice(&7_u32.to_le_bytes());
+        beside(&other)
+    }),
     ("a page that is aligned to more", || segment(1, |p| p.align = 2 * MIB)),
     ("the last page below 4 GiB",
      || segment(1, |p| (p.vaddr, p.memsz) = ((1 << 32) - 4096, 4096))),

@@ -43,14 +43,14 @@ pub(super) fn check(programs: &[ProgramHeader], bytes: &[u8]) -> Result<Manifest
 }
 
 /// A note, whatever it says.
-pub(super) struct Note<'a> {
-    pub(super) name: &'a [u8],
-    pub(super) kind: u32,
-    pub(super) desc: &'a [u8],
+struct Note<'a> {
+    name: &'a [u8],
+    kind: u32,
+    desc: &'a [u8],
 }
 
 /// The notes of one segment (gABI chapter 5, "Note Section").
-pub(super) struct Notes<'a> {
+struct Notes<'a> {
     index: usize,
     bytes: &'a [u8],
     align: usize,
@@ -59,7 +59,7 @@ pub(super) struct Notes<'a> {
 
 impl<'a> Notes<'a> {
     /// The notes in program header `index`, whose parts are padded to `align`.
-    pub(super) fn of(
+    fn of(
         index: usize,
         program: &ProgramHeader,
         bytes: &'a [u8],

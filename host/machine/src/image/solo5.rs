@@ -16,9 +16,8 @@ use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::manifest::{Contract, Device, ManifestView};
-use super::note::{Note, Notes};
 use super::segments::Segment;
-use super::{ImageError, SegmentLabel};
+use super::{ImageError, SegmentLabel, file};
 
 /// Lowest address of an hvt image, in bytes: below it are the boot information and
 /// what no guest may touch.
@@ -32,11 +31,9 @@ pub const HVT_ADDRESS_END: u64 = 1 << 32;
 pub const HVT_DEVICES_MAX: usize = 63;
 
 const NOTE_NAME: &[u8] = b"Solo5\0";
+const NOTE_NAME_LEN: U32 = U32::new(6);
 const ABI1: u32 = u32::from_le_bytes(*b"ABI1");
 const MFT1: u32 = u32::from_le_bytes(*b"MFT1");
-
-/// Parts of a note are padded to so many bytes.
-const NOTE_ALIGN: usize = 4;
 
 /// The manifest is aligned to 8 in the file, and its note's header has 20 bytes.
 const MANIFEST_PAD: usize = 4;
@@ -124,6 +121,19 @@ struct Entry {
 
 const _: () = assert!(size_of::<ManifestHeader>() == 8 && size_of::<Entry>() == 104);
 
+/// A note of Solo5's up to what it has to say (its `struct solo5_nhdr`).
+#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct NoteHeader {
+    name_len: U32,
+    desc_len: U32,
+    kind: U32,
+    name: [u8; 8],
+}
+
+/// Bytes of any note's header without its name (`Elf64_Nhdr`).
+const NOTE_HEADER_MIN: usize = 12;
+
 /// The two notes of an image.
 pub(super) struct Solo5Notes<'a> {
     abi: Option<(usize, &'a [u8])>,
@@ -132,6 +142,12 @@ pub(super) struct Solo5Notes<'a> {
 
 /// Looks for Solo5's notes: none of them, and it is no image of Solo5's. Of each
 /// program header only the first note counts.
+///
+/// Once there is one of them, a program header that says it has notes and has none is
+/// refused, as Solo5's tender does: one outside the file, or too short for any note,
+/// could have been meant for what was not found. A note that is there and is another's
+/// is passed over, whatever it says of its length, and so is one that is too short to
+/// be Solo5's.
 pub(super) fn find<'a>(
     programs: &[ProgramHeader],
     bytes: &'a [u8],
@@ -140,29 +156,46 @@ pub(super) fn find<'a>(
         abi: None,
         manifest: None,
     };
+    let mut broken = None;
     for (index, program) in programs.iter().enumerate() {
         if program.p_type != PT_NOTE {
             continue;
         }
-        // What is wrong with other notes is for those to say who want them.
-        let Some(Ok(note)) = Notes::of(index, program, bytes, NOTE_ALIGN)
-            .ok()
-            .and_then(|mut notes| notes.next())
-        else {
+        let Some(notes) = file::bytes_of(bytes, program) else {
+            broken = broken.or(Some(ImageError::NoteOutsideFile { index }));
             continue;
         };
-        let Note { name, kind, desc } = note;
-        let (place, kind) = match kind {
+        if notes.len() < NOTE_HEADER_MIN {
+            broken = broken.or(Some(ImageError::NoteTruncated { index, at: 0 }));
+            continue;
+        }
+        let Ok((header, rest)) = NoteHeader::ref_from_prefix(notes) else {
+            continue;
+        };
+        if header.name_len != NOTE_NAME_LEN || !header.name.starts_with(NOTE_NAME) {
+            continue;
+        }
+        let (place, kind) = match header.kind.get() {
             ABI1 => (&mut found.abi, "ABI1"),
             MFT1 => (&mut found.manifest, "MFT1"),
             _ => continue,
         };
-        if name == NOTE_NAME && place.replace((index, desc)).is_some() {
+        let len = usize::try_from(header.desc_len.get()).unwrap_or(usize::MAX);
+        let desc = rest
+            .get(..len)
+            .ok_or(ImageError::NoteTruncated { index, at: 0 })?;
+        // Solo5's tender takes the first: which one was meant nobody can say.
+        if place.replace((index, desc)).is_some() {
             return Err(Solo5Error::SecondNote { index, kind }.into());
         }
     }
-    let any = found.abi.is_some() || found.manifest.is_some();
-    Ok(any.then_some(found))
+    if found.abi.is_none() && found.manifest.is_none() {
+        return Ok(None);
+    }
+    match broken {
+        Some(error) => Err(error),
+        None => Ok(Some(found)),
+    }
 }
 
 impl Solo5Notes<'_> {
