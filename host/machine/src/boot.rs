@@ -23,6 +23,10 @@ const STACK_PAGES_TOUCHED: u64 = 2;
 /// written becomes resident.
 const IMAGE_TOUCHED: u64 = 64 * PAGE;
 
+/// So many parts of the image at most: each is a call, and one of Solo5's images may have
+/// tens of thousands.
+const PARTS_TOUCHED: usize = 64;
+
 /// Bytes of the boot page that this version of the contract fills in.
 const BOOT_PAGE_LEN: u32 = 184;
 const _: () = assert!(size_of::<BootPage>() == 184);
@@ -253,12 +257,14 @@ fn populate(memory: &GuestMemory, layout: &Layout) {
         .saturating_mul(PAGE)
         .min(layout.stack.len);
     populate_host(memory, layout, touched);
-    for mapping in &layout.mappings {
+    let is_touched = |mapping: &&Mapping| {
         let in_image = mapping.addr >= layout.image.addr
             && mapping.end() <= layout.image.addr.saturating_add(layout.image.len);
-        if in_image && mapping.len <= IMAGE_TOUCHED {
-            memory.populate(mapping.gpa, mapping.gpa.offset(mapping.len));
-        }
+        in_image && mapping.len <= IMAGE_TOUCHED
+    };
+    let parts = layout.mappings.iter().filter(is_touched);
+    for mapping in parts.take(PARTS_TOUCHED) {
+        memory.populate(mapping.gpa, mapping.gpa.offset(mapping.len));
     }
 }
 

@@ -47,6 +47,10 @@ impl Mapping {
     pub const fn end(&self) -> u64 {
         self.addr.saturating_add(self.len)
     }
+
+    const fn holds(&self, addr: u64) -> bool {
+        self.addr <= addr && addr < self.end()
+    }
 }
 
 /// Everything that the guest may touch.
@@ -71,9 +75,19 @@ impl AddressSpace {
     /// The guest's mapping that holds `addr`.
     #[must_use]
     pub(crate) fn at(&self, addr: u64) -> Option<&Mapping> {
+        self.from(addr).next()
+    }
+
+    /// The guest's mappings from the one that holds `addr` on, as far as each begins where
+    /// the one before it ends: an image may have tens of thousands, of which a long range
+    /// is to find the next without a search.
+    pub(crate) fn from(&self, addr: u64) -> Run<'_> {
         let after = self.guest.partition_point(|m| m.addr <= addr);
-        let candidate = self.guest.get(after.checked_sub(1)?)?;
-        (addr < candidate.end()).then_some(candidate)
+        let rest = after.checked_sub(1).and_then(|at| self.guest.get(at..));
+        Run {
+            rest: rest.unwrap_or_default().iter(),
+            at: addr,
+        }
     }
 
     /// Copies out the first `limit` bytes of a slice, or nothing when the guest
@@ -87,21 +101,40 @@ impl AddressSpace {
     ) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let end = slice.addr.checked_add(slice.len)?;
+        let mut wanted = usize::try_from(limit.min(slice.len)).ok()?;
         let mut at = slice.addr;
+        let mut mappings = self.from(at);
         while at < end {
-            let mapping = self.at(at)?;
-            let piece_end = mapping.end().min(end);
-            let wanted = limit
-                .min(slice.len)
-                .saturating_sub(u64::try_from(bytes.len()).ok()?);
-            let len = piece_end.checked_sub(at)?.min(wanted);
-            let start = bytes.len();
-            bytes.resize(start.checked_add(usize::try_from(len).ok()?)?, 0);
-            let gpa = mapping.gpa.offset(at.checked_sub(mapping.addr)?);
-            memory.read(gpa, bytes.get_mut(start..)?).ok()?;
-            at = piece_end;
+            let mapping = mappings.next()?;
+            if wanted > 0 {
+                let piece = mapping.end().min(end).checked_sub(at)?;
+                let len = wanted.min(usize::try_from(piece).ok()?);
+                let start = bytes.len();
+                bytes.resize(start.checked_add(len)?, 0);
+                let gpa = mapping.gpa.offset(at.checked_sub(mapping.addr)?);
+                memory.read(gpa, bytes.get_mut(start..)?).ok()?;
+                wanted = wanted.saturating_sub(len);
+            }
+            at = mapping.end();
         }
         Some(bytes)
+    }
+}
+
+/// See [`AddressSpace::from`].
+#[derive(Clone, Debug)]
+pub(crate) struct Run<'s> {
+    rest: std::slice::Iter<'s, Mapping>,
+    at: u64,
+}
+
+impl<'s> Iterator for Run<'s> {
+    type Item = &'s Mapping;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mapping = self.rest.next().filter(|it| it.holds(self.at))?;
+        self.at = mapping.end();
+        Some(mapping)
     }
 }
 

@@ -16,7 +16,7 @@ use vm_memory::{
 
 use crate::image::Access;
 use crate::memory::u64_of;
-use crate::space::{AddressSpace, Mapping};
+use crate::space::{AddressSpace, Mapping, Run};
 use crate::transfer::Buffers;
 
 /// The memory and who may touch what of it.
@@ -33,9 +33,10 @@ impl<'m> UserMemory<'m> {
 
     /// The pieces of host memory behind a range, of which there may be several; an
     /// error ends them where the guest may not go on.
-    pub(crate) const fn pieces(self, addr: u64, len: usize, access: Permissions) -> Pieces<'m> {
+    pub(crate) fn pieces(self, addr: u64, len: usize, access: Permissions) -> Pieces<'m> {
         Pieces {
             memory: self,
+            mappings: self.space.from(addr),
             at: addr,
             left: len,
             access,
@@ -49,6 +50,22 @@ impl<'m> UserMemory<'m> {
             buffers.push(piece.ok()?);
         }
         Some(buffers)
+    }
+
+    /// Whether the guest itself may use a range so, all of it.
+    pub(crate) fn may(self, addr: u64, len: u64, access: Permissions) -> bool {
+        let Some(end) = addr.checked_add(len) else {
+            return false;
+        };
+        let mut mappings = self.space.from(addr);
+        let mut at = addr;
+        while at < end {
+            match mappings.next().filter(|it| allows(it, access)) {
+                Some(mapping) => at = mapping.end(),
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Copies out what the guest may read, all of it, or nothing.
@@ -126,6 +143,7 @@ impl GuestMemory for UserMemory<'_> {
 #[derive(Clone, Debug)]
 pub(crate) struct Pieces<'m> {
     memory: UserMemory<'m>,
+    mappings: Run<'m>,
     at: u64,
     left: usize,
     access: Permissions,
@@ -133,7 +151,7 @@ pub(crate) struct Pieces<'m> {
 
 impl<'m> Pieces<'m> {
     fn piece(&mut self) -> Option<VolatileSlice<'m>> {
-        let mapping = self.memory.space.at(self.at)?;
+        let mapping = self.mappings.next()?;
         if !allows(mapping, self.access) {
             return None;
         }
@@ -221,7 +239,14 @@ mod tests {
     #[test]
     fn what_the_guest_may_not_do_cannot_be_done_for_it() {
         check(|user| {
-            let may = |addr, len, access| user.check_range(GuestAddress(addr), len, access);
+            let may = |addr, len: usize, access| {
+                let checked = user.check_range(GuestAddress(addr), len, access);
+                let asked = user.may(addr, u64::try_from(len).unwrap(), access);
+                assert_eq!(checked, asked, "{addr:#x}+{len:#x} {access:?}");
+                checked
+            };
+            assert!(may(0x10000, 0, Permissions::Write) && may(0, 0, Permissions::Read));
+            assert!(may(0x10001, 0x1FFF, Permissions::ReadWrite));
             assert!(may(0x12000, 4096, Permissions::Read));
             for (addr, len, access) in [
                 (0x12000, 1, Permissions::Write),

@@ -231,17 +231,22 @@ impl Devices {
         let Some(Device::Net(port)) = self.of(net.handle) else {
             return Ok((Status::Invalid, None));
         };
-        let Some(to) = user.buffers(net.buffer.addr, net.buffer.len, Permissions::Write) else {
-            return Err(Cause::BadPointer(net.buffer));
-        };
+        let bad = Err(Cause::BadPointer(net.buffer));
+        if !user.may(net.buffer.addr, net.buffer.len, Permissions::Write) {
+            return bad;
+        }
         let Some(frame) = port.take() else {
             return Ok((Status::Again, None));
         };
         let len = u64_of(frame.len());
-        if len > to.len() {
+        if len > net.buffer.len {
             port.wire.was_dropped(Way::ToGuest);
             return Ok((Status::Invalid, None));
         }
+        // Not of what is behind the frame, which may be all of the guest's memory.
+        let Some(to) = user.buffers(net.buffer.addr, len, Permissions::Write) else {
+            return bad;
+        };
         to.copy_in(&frame);
         Ok((Status::Ok, Some(len)))
     }

@@ -11,8 +11,9 @@ use goblin::elf64::program_header::SIZEOF_PHDR;
 use super::ImageError;
 use super::file::{self, CTX};
 
-/// Most program headers of an image. Linkers write about ten; the bound keeps
-/// everything that is done per segment, or per pair of them, cheap.
+/// Most program headers of an image of wharf's own contract. Linkers write about ten;
+/// each may name the same notes, all of which are walked. Of one of Solo5's, whose
+/// contract knows of no bound but the field's, only the first note of each is read.
 pub const PROGRAM_HEADERS_MAX: u16 = 64;
 
 /// Whether an image's addresses are final.
@@ -57,6 +58,10 @@ pub(super) fn check(bytes: &[u8]) -> Result<Header, ImageError> {
 pub(super) fn check_native(header: &Header) -> Result<(), ImageError> {
     // lld and GNU ld write GNU when a symbol or section uses an extension, which
     // changes nothing about loading.
+    let count = u16::try_from(header.programs.len()).unwrap_or(u16::MAX);
+    if count > PROGRAM_HEADERS_MAX {
+        return Err(ImageError::TooManyProgramHeaders { count });
+    }
     match header.os_abi {
         (ELFOSABI_NONE | ELFOSABI_GNU, 0) => check_programs(&header.programs),
         (os_abi, version) => Err(ImageError::WrongOsAbi { os_abi, version }),
@@ -112,9 +117,6 @@ fn read_programs(bytes: &[u8], header: &ElfHeader) -> Result<Vec<ProgramHeader>,
         return Err(ImageError::WrongProgramHeaderSize {
             size: header.e_phentsize,
         });
-    }
-    if count > PROGRAM_HEADERS_MAX {
-        return Err(ImageError::TooManyProgramHeaders { count });
     }
     let outside = ImageError::ProgramHeadersOutsideFile {
         offset: header.e_phoff,

@@ -14,7 +14,8 @@
 //!
 //! The file is read once into memory of its own and never mapped: a file that
 //! changes afterwards changes nothing here. Beyond the file's own bytes, checking
-//! allocates a few KiB, whatever the file says.
+//! allocates a few KiB and what a few times the program headers take, whatever the
+//! file says.
 //!
 //! This module must never know: KVM, guest memory, or which backend a declared
 //! device gets. Start at [`Image`]; each rule is a variant of [`ImageError`].
