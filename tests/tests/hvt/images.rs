@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use wharf_abi::DeviceKind;
 use wharf_abi::note::Note;
-use wharf_machine::image::{Access, Contract, Image, OpenError, Placement};
+use wharf_machine::image::{Access, Contract, HVT_ADDRESS_END, Image, OpenError, Placement};
 use wharf_machine::layout::{Layout, LayoutError};
 use wharf_machine::memory::{HUGE_PAGE, PAGE};
 use wharf_tests::elf::{CODE_ADDR, ElfBuilder, PT_INTERP, PT_LOAD, PT_TLS, Program, R, W, X};
@@ -341,7 +341,7 @@ fn an_image_is_what_was_put_in() {
         ]
     );
     assert_eq!(manifest.contract.to_string(), "Solo5 hvt 2");
-    assert_eq!(manifest.memory_min_bytes, image.span().end);
+    assert_eq!(manifest.memory_min_bytes, image.span().end + PAGE);
 }
 
 /// Such an image has no name of its own.
@@ -424,6 +424,33 @@ fn memory_of_every_size_is_planned_or_refused() {
     }
 }
 
+/// The contract counts a segment in memory as far as its alignment takes it.
+#[test]
+fn an_image_ends_where_its_alignment_takes_it() {
+    let image = Image::parse(segment(1, |p| p.align = 2 * MIB)).unwrap();
+    assert_eq!(image.span(), CODE_ADDR..DATA + 2 * MIB);
+    let layout = Layout::plan(&image, image.span().end + PAGE, 0, 0).unwrap();
+    assert_eq!(layout.heap.addr, DATA + 2 * MIB, "and so it is told");
+}
+
+/// What an image says that it needs is what it needs, to the page.
+#[test]
+fn the_least_memory_is_enough_and_no_less_is() {
+    for (what, file) in KEPT {
+        let image = Image::parse(file()).unwrap();
+        let least = image.manifest().memory_min_bytes;
+        if least > HVT_ADDRESS_END {
+            continue;
+        }
+        let layout = Layout::plan(&image, least, 0, 0).unwrap_or_else(|e| panic!("{what}: {e}"));
+        check(&layout, least);
+        let refused = Layout::plan(&image, least - PAGE, 0, 0).unwrap_err();
+        let needed = least;
+        let memory = least - PAGE;
+        assert_eq!(refused, LayoutError::TooSmall { memory, needed }, "{what}");
+    }
+}
+
 #[test]
 fn data_zeroes_and_heap_are_one_where_they_meet() {
     let file = HvtBuilder::guest(HLT)
@@ -455,7 +482,7 @@ proptest! {
             let memory = memory * PAGE;
             match Layout::plan(&image, memory, 0, 0) {
                 Ok(layout) => check(&layout, memory),
-                Err(error) => prop_assert!(memory <= image.span().end, "{error}"),
+                Err(error) => prop_assert!(memory < image.manifest().memory_min_bytes, "{error}"),
             }
         }
     }

@@ -497,6 +497,35 @@ fn a_guest_is_upgraded_though_it_hands_nothing_over() {
 }
 
 #[test]
+fn the_memory_that_an_image_is_said_to_need_is_enough_and_no_less_is() {
+    if kvm().is_none() {
+        return;
+    }
+    let image = file(
+        &guest(|a| {
+            // The lowest byte that is the stack's.
+            a.mov(rax, DATA + 4096)?;
+            a.mov(qword_ptr(rax), rax)?;
+            halt(a, 7)
+        })
+        .data(DATA, &[0; 100]),
+    );
+    let path = image.path.to_str().unwrap();
+    let inspect = |args: &[&str]| output(wharf(["image", "inspect"]).args(args)).stdout;
+    let text = inspect(&[path]);
+    let line = text.lines().find_map(|line| line.strip_prefix("memory "));
+    let least = line.unwrap().trim().strip_suffix(" at least").unwrap();
+    let bytes = objects(&inspect(&["--json", path]))[0].number("memory_min_bytes");
+    let given = |memory: &str| output(wharf(["run", "--memory", memory]).arg(path));
+    assert_eq!(given(least).status, 7, "{least}");
+    assert_eq!(given(&format!("{bytes}B")).status, 7);
+    let printed = given(&format!("{}B", bytes - 4096));
+    assert_eq!(printed.status, 125);
+    let told = format!("too small: the image needs {} KiB", bytes / 1024);
+    assert!(printed.stderr.contains(&told), "{}", printed.stderr);
+}
+
+#[test]
 fn an_image_can_be_looked_at() {
     let image = file(
         &guest(|a| puts_stack(a, 1))
@@ -525,7 +554,7 @@ fn an_image_can_be_looked_at() {
     assert_eq!(object.text("contract"), "solo5-hvt");
     assert_eq!(object.text("contract_version"), "2");
     assert_eq!(object.number("entry"), CODE_ADDR);
-    assert_eq!(object.number("memory_min_bytes"), DATA + 4096);
+    assert_eq!(object.number("memory_min_bytes"), DATA + 2 * 4096);
     assert_eq!(object.0["devices"][1]["kind"], "net");
 
     let native = image.directory.path().join("native.elf");

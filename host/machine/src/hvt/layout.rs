@@ -50,8 +50,7 @@ pub(crate) fn plan(image: &Image, memory: u64, args_len: u64) -> Result<Layout, 
         });
     }
     let span = image.span();
-    // The first thing that a guest does is to push.
-    let needed = span.end.saturating_add(PAGE);
+    let needed = image.manifest().memory_min_bytes;
     if memory < needed {
         return Err(LayoutError::TooSmall { memory, needed });
     }

@@ -23,7 +23,7 @@ pub struct ManifestView {
     /// The contract that it was built against, one that this host speaks.
     pub contract: Contract,
     /// Least memory that it can run with, in bytes, image included; 0 when it
-    /// does not say.
+    /// does not say. Of an hvt guest it is all that its layout needs.
     pub memory_min_bytes: u64,
     /// Stack in bytes, a multiple of 1024, within [`STACK_KIB_RANGE`]; 0 of an hvt
     /// guest, whose stack and heap are one.

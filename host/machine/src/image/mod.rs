@@ -206,8 +206,8 @@ impl Image {
         }
         let segments = layout::check(&header.programs, bytes.len(), Rules::Hvt)?;
         layout::check_entry(&segments, header.entry)?;
-        let span = segments::span(&segments);
-        manifest.memory_min_bytes = span.end;
+        let span = solo5::span(&segments);
+        manifest.memory_min_bytes = solo5::memory_min(&span);
         Ok(Self {
             placement: Placement::Fixed,
             entry: header.entry,
@@ -273,7 +273,8 @@ impl Image {
     }
 
     /// From the start of the lowest page to the end of the highest page of all
-    /// segments. There may be holes.
+    /// segments; of one of Solo5's, where the last ends when it is widened to its
+    /// alignment. There may be holes.
     #[must_use]
     pub fn span(&self) -> Range<u64> {
         self.span.clone()

@@ -10,13 +10,15 @@
 //! only, is checked like any other, and what its build tool refuses, such as two
 //! devices of one name, is refused here too.
 
+use std::ops::Range;
+
 use goblin::elf::program_header::{PT_NOTE, ProgramHeader};
 use wharf_abi::DeviceKind;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::manifest::{Contract, Device, ManifestView};
-use super::segments::Segment;
+use super::segments::{self, Segment};
 use super::{ImageError, SegmentLabel, file};
 
 /// Lowest address of an hvt image, in bytes: below it are the boot information and
@@ -48,6 +50,10 @@ const TYPE_RESERVED_FIRST: u32 = 0x4000_0000;
 
 /// What a page's addresses are multiples of.
 const PAGE: u64 = 4096;
+
+/// Bytes of memory that a guest needs behind its image at least: the first thing that it
+/// does is to push, from the end of memory down.
+const STACK_MIN: u64 = PAGE;
 
 /// A rule that an image of Solo5's breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -328,6 +334,23 @@ pub(super) fn check_neighbours(sorted: &[Segment]) -> Result<(), ImageError> {
         }
     }
     Ok(())
+}
+
+/// From the lowest page's start to where segments end that are widened to their
+/// alignment, as the contract counts (its `kernel_end`).
+pub(super) fn span(sorted: &[Segment]) -> Range<u64> {
+    let pages = segments::span(sorted);
+    let ends = sorted.iter().map(|segment| {
+        let end = segment.range().end;
+        // Found to be below HVT_ADDRESS_END.
+        end.checked_next_multiple_of(segment.align).unwrap_or(end)
+    });
+    pages.start..ends.fold(pages.end, u64::max)
+}
+
+/// Least memory that an image of this span can run with.
+pub(super) const fn memory_min(span: &Range<u64>) -> u64 {
+    span.end.saturating_add(STACK_MIN)
 }
 
 /// `align` is a power of two.
