@@ -269,6 +269,32 @@ fn a_handler_may_return() {
     assert_eq!(run.console.len(), 3 * 7 * 8 + 8);
 }
 
+/// A far call's arguments are taken from the stack by its return, which is not looked at
+/// behind what it goes to: here that is the last word of memory.
+#[test]
+fn a_far_return_may_take_arguments_with_it() {
+    let Some(kvm) = kvm() else { return };
+    let elf = with_handler(
+        |a| {
+            let mut there = a.create_label();
+            a.mov(rsp, MEMORY)?;
+            a.push(8)?;
+            a.lea(rax, qword_ptr(there))?;
+            a.push(rax)?;
+            a.retf_1(24)?;
+            a.set_label(&mut there)?;
+            a.mov(rax, rsp)?;
+            a.mov(rsp, MEMORY)?;
+            a.push(rax)?;
+            puts_stack(a, 1)
+        },
+        |a| halt(a, 255),
+    );
+    let run = run(&kvm, elf.build(), &BootConfig::default());
+    assert_eq!(run.end, End::Exited(0), "{:x?}", run.console);
+    assert_eq!(word(&run.console, 0), MEMORY + 24);
+}
+
 #[test]
 fn every_segment_can_be_loaded_from_memory_too() {
     let Some(kvm) = kvm() else { return };

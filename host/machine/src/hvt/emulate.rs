@@ -71,10 +71,13 @@ pub(crate) fn emulate(
             let selector = source(&instruction, 1, context, user)?;
             load_segment(cpu, &mut after, user, instruction.op0_register(), selector)?;
         }
-        Code::Retfq => {
+        Code::Retfq | Code::Retfq_imm16 => {
             let [rip, cs] = stack(&context.regs, user)?;
             return_to(cpu, &mut after.regs, user, rip, cs)?;
-            after.regs.rsp = context.regs.rsp.wrapping_add(16);
+            // And what the caller had pushed, which the longer form says.
+            let pushed = u64::from(instruction.immediate16());
+            let taken = pushed.wrapping_add(16);
+            after.regs.rsp = context.regs.rsp.wrapping_add(taken);
         }
         Code::Iretq => {
             if context.regs.rflags & RFLAGS_NT != 0 {
@@ -125,7 +128,7 @@ impl From<Exception> for Refusal {
 /// the end of memory.
 pub(crate) fn is_return(rip: u64, user: UserMemory<'_>) -> bool {
     let instruction = fetch(rip, user);
-    instruction.is_some_and(|it| matches!(it.code(), Code::Retfq | Code::Iretq))
+    instruction.is_some_and(|it| matches!(it.code(), Code::Retfq | Code::Retfq_imm16 | Code::Iretq))
 }
 
 /// The operand of LGDT and LIDT: limit, then base.

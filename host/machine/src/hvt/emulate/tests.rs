@@ -121,6 +121,28 @@ fn a_far_return_goes_to_other_code_of_ring_0() {
     assert_eq!(after.regs.rsp, STACK + 16);
 }
 
+/// The longer form takes as many bytes more from the stack as it says, none of which it
+/// looks at: they may be where there is nothing.
+#[test]
+fn a_far_return_takes_what_its_caller_pushed() {
+    for (low, high, taken) in [(0, 0, 0), (8, 0, 8), (0xFF, 0xFF, 0xFFFF)] {
+        let (done, cpu, _) = step(&[0x48, 0xCA, low, high], |g| {
+            g.put_words(GDT + 0x28, &[CODE_64]);
+            g.put_words(STACK, &[0x1234, 0x28]);
+        });
+        let after = done.unwrap();
+        assert_eq!((after.regs.rip, cpu.cs), (0x1234, 0x28));
+        assert_eq!(after.regs.rsp, STACK + 16 + taken);
+    }
+    let (done, ..) = step(b"\x48\xca\x08\x00", |g| {
+        g.context.regs.rsp = DATA_END + 4096 - 16;
+        g.put_words(DATA_END + 4096 - 16, &[0x1234, 8]);
+    });
+    assert_eq!(done.unwrap().regs.rsp, DATA_END + 4096 + 8);
+    let (done, ..) = step(b"\x48\xca\x08\x00", |g| far_return(g, 0x10));
+    assert_eq!(done, Err(protection(0x10)));
+}
+
 #[test]
 fn a_return_from_an_exception_sets_no_flag_of_the_hosts() {
     let (done, cpu, _) = step(b"\x48\xcf", |g| {
@@ -275,7 +297,8 @@ fn what_is_not_needed_is_not_there() {
         b"\x48\x0f\x35",         // sysexitq
         b"\xcf",                 // iretd
         b"\xcb",                 // far return of 32 bits
-        b"\x48\xca\x08\x00",     // far return and 8 bytes more
+        b"\xca\x08\x00",         // the same, and 8 bytes more
+        b"\x66\xca\x08\x00",     // of 16 bits
         b"\xcd\x80",             // int 0x80
         b"\x48\xff\x18",         // far call [rax]
         b"\xff\x28",             // far jump [rax]
