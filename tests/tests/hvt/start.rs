@@ -269,6 +269,65 @@ fn a_handler_may_return() {
     assert_eq!(run.console.len(), 3 * 7 * 8 + 8);
 }
 
+/// Single steps go over an instruction that is emulated as over any other: the handler is
+/// reached behind it, and finds the flags that it began with.
+#[test]
+fn a_step_ends_behind_an_instruction_that_is_emulated() {
+    let Some(kvm) = kvm() else { return };
+    const TF: u64 = 1 << 8;
+    let elf = with_handler(
+        |a| {
+            a.mov(rbx, 0_u64)?;
+            a.mov(ecx, 0x10)?;
+            a.pushfq()?;
+            a.or(qword_ptr(rsp), i32::try_from(TF).unwrap())?;
+            a.popfq()?;
+            // Four are trapped, of which the second was emulated at first; and the third,
+            // a load of SS, holds the trap off until behind the one after it.
+            a.nop()?;
+            a.cli()?;
+            a.mov(ss, ecx)?;
+            a.nop()?;
+            a.nop()?;
+            a.ud2()
+        },
+        |a| {
+            // At most so many, then without TF.
+            let mut on = a.create_label();
+            a.add(rbx, 1)?;
+            a.cmp(rbx, 4)?;
+            a.jb(on)?;
+            a.and(qword_ptr(rsp + 16), !i32::try_from(TF).unwrap())?;
+            a.set_label(&mut on)?;
+            a.cmp(rbx, 5)?;
+            let mut end = a.create_label();
+            a.je(end)?;
+            a.iretq()?;
+            a.set_label(&mut end)?;
+            halt(a, 9)
+        },
+    );
+    let run = run(&kvm, elf.build(), &BootConfig::default());
+    assert_eq!(run.end, End::Exited(9), "{:x?}", run.console);
+    // RIP and flags of each frame, and the last is of the bad opcode.
+    let frames: Vec<[u64; 2]> = (0..5)
+        .map(|n| {
+            [
+                word(&run.console, n * 56 + 8),
+                word(&run.console, n * 56 + 24),
+            ]
+        })
+        .collect();
+    let first = frames[0][0];
+    let rips: Vec<u64> = frames.iter().map(|[rip, _]| rip - first).collect();
+    // One byte each, but for the load, which has two.
+    assert_eq!(rips, [0, 1, 4, 5, 5], "{frames:x?}");
+    let flags: Vec<u64> = frames.iter().map(|[_, flags]| flags & TF).collect();
+    assert_eq!(flags, [TF, TF, TF, TF, 0]);
+    // A trap is not a fault, whose instruction is begun again with RF.
+    assert!(frames[..4].iter().all(|[_, flags]| flags & 1 << 16 == 0));
+}
+
 /// A far call's arguments are taken from the stack by its return, which is not looked at
 /// behind what it goes to: here that is the last word of memory.
 #[test]

@@ -9,7 +9,7 @@ use iced_x86::{Code, Instruction, Mnemonic, Register};
 use kvm_bindings::kvm_regs;
 
 use super::cpu::{Cpu, RPL, Table, is_canonical, is_null};
-use super::exception::{Exception, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_NT};
+use super::exception::{Exception, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_NT, RFLAGS_RF, RFLAGS_TF};
 use super::operand::{self, address, fetch, general, read, source};
 use crate::device::UserMemory;
 use crate::fault::Direction;
@@ -47,6 +47,14 @@ pub(crate) enum Refusal {
     Privileged(&'static str),
 }
 
+/// What an instruction leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Done {
+    pub(crate) after: Context,
+    /// Whether it is trapped: it began with TF set (SDM vol. 3 §18.3.1.4).
+    pub(crate) is_step: bool,
+}
+
 /// Does the instruction that the guest was left at.
 ///
 /// # Errors
@@ -56,10 +64,13 @@ pub(crate) fn emulate(
     cpu: &mut Cpu,
     context: &Context,
     user: UserMemory<'_>,
-) -> Result<Context, Refusal> {
+) -> Result<Done, Refusal> {
     let instruction = fetch(context.regs.rip, user).ok_or(Refusal::Ordinary)?;
+    let mut is_step = context.regs.rflags & RFLAGS_TF != 0;
     let mut after = *context;
     after.regs.rip = instruction.next_ip();
+    // The exception that brought it here had set it.
+    after.regs.rflags &= !RFLAGS_RF;
     match instruction.code() {
         Code::Lgdt_m1664 => cpu.gdt = Some(load_table(&instruction, context, user)?),
         Code::Lidt_m1664 => cpu.idt = Some(load_table(&instruction, context, user)?),
@@ -70,6 +81,9 @@ pub(crate) fn emulate(
         Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
             let selector = source(&instruction, 1, context, user)?;
             load_segment(cpu, &mut after, user, instruction.op0_register(), selector)?;
+            // Between this and a load of RSP nothing gets (SDM vol. 3 §6.8.3): the next
+            // instruction is trapped, by the CPU itself.
+            is_step &= instruction.op0_register() != Register::SS;
         }
         Code::Retfq | Code::Retfq_imm16 => {
             let [rip, cs] = stack(&context.regs, user)?;
@@ -114,7 +128,7 @@ pub(crate) fn emulate(
         Code::Hlt => return Err(Refusal::Halts),
         _ => return Err(refusal(&instruction, context)),
     }
-    Ok(after)
+    Ok(Done { after, is_step })
 }
 
 impl From<Exception> for Refusal {

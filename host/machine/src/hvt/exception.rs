@@ -28,16 +28,23 @@ pub(super) const ERROR_USER: u64 = 1 << 2;
 
 /// Bits of RFLAGS (SDM vol. 1 §3.4.3).
 pub(super) const RFLAGS_FIXED: u64 = 1 << 1;
-const RFLAGS_TF: u64 = 1 << 8;
+pub(super) const RFLAGS_TF: u64 = 1 << 8;
 pub(super) const RFLAGS_IF: u64 = 1 << 9;
 pub(super) const RFLAGS_NT: u64 = 1 << 14;
-const RFLAGS_RF: u64 = 1 << 16;
+pub(super) const RFLAGS_RF: u64 = 1 << 16;
 
 /// Types of gates (SDM vol. 3 table 3-2).
 const INTERRUPT_GATE: u64 = 0xE;
 const TRAP_GATE: u64 = 0xF;
 
 impl Exception {
+    /// #DB, behind an instruction that was done with TF set.
+    pub(crate) const STEP: Self = Self {
+        vector: 1,
+        error: None,
+        cr2: None,
+    };
+
     /// #GP, with the selector that is to blame.
     pub(crate) fn protection(selector: u16) -> Self {
         Self {

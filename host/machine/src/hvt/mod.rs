@@ -192,6 +192,7 @@ impl Hvt {
         context: &Context,
         raised: CpuException,
     ) -> Handled {
+        let mut context = *context;
         let mut exception = Exception {
             vector: raised.vector,
             error: raised.error,
@@ -201,8 +202,12 @@ impl Hvt {
         if exception.vector == exception::PROTECTION
             || exception.vector == exception::PAGE_FAULT && is_return()
         {
-            match emulate::emulate(&mut self.cpu, context, user) {
-                Ok(after) => return Handled::Resumes(after),
+            match emulate::emulate(&mut self.cpu, &context, user) {
+                Ok(done) if !done.is_step => return Handled::Resumes(done.after),
+                Ok(done) => {
+                    context = done.after;
+                    exception = Exception::STEP;
+                }
                 Err(Refusal::Ordinary) => {}
                 Err(Refusal::Raises(instead)) => exception = instead,
                 Err(Refusal::Halts) => return Handled::Faults(Cause::Halted),
@@ -224,7 +229,7 @@ impl Hvt {
             }
         }
         match exception::raise(&mut self.cpu, &context.regs, user, exception) {
-            Some(regs) => Handled::Resumes(Context { regs, ..*context }),
+            Some(regs) => Handled::Resumes(Context { regs, ..context }),
             None => Handled::Faults(Cause::Exception(CpuException {
                 vector: exception.vector,
                 error: exception.error,

@@ -1,6 +1,6 @@
 //! One instruction each: what it leaves behind, or why it is not done.
 
-use super::{Context, Direction, Refusal, emulate};
+use super::{Context, Direction, Done, Refusal, emulate};
 use crate::hvt::cpu::Cpu;
 use crate::hvt::exception::Exception;
 use crate::hvt::testing::{
@@ -10,6 +10,15 @@ use crate::hvt::testing::{
 
 /// Does one instruction in a guest that was made ready for it.
 fn step(code: &[u8], prepare: impl FnOnce(&mut Guest)) -> (Result<Context, Refusal>, Cpu, Context) {
+    let (done, cpu, before) = step_once(code, prepare);
+    (done.map(|done| done.after), cpu, before)
+}
+
+/// The same, with whether it is trapped.
+fn step_once(
+    code: &[u8],
+    prepare: impl FnOnce(&mut Guest),
+) -> (Result<Done, Refusal>, Cpu, Context) {
     let mut guest = Guest::new();
     guest.put(CODE, code);
     prepare(&mut guest);
@@ -19,7 +28,7 @@ fn step(code: &[u8], prepare: impl FnOnce(&mut Guest)) -> (Result<Context, Refus
 }
 
 /// An instruction, what it needs, and what else it has changed than RIP.
-type Done = (
+type Case = (
     &'static str,
     &'static [u8],
     fn(&mut Guest),
@@ -27,7 +36,7 @@ type Done = (
 );
 
 #[rustfmt::skip]
-const DONE: &[Done] = &[
+const DONE: &[Case] = &[
     ("lgdt [rdx]", b"\x0f\x01\x12",
      |g| { g.context.regs.rdx = OPERAND; operand(g, 0x27, 0x1234_5678); },
      |cpu, _| assert_eq!(cpu.gdt, Some(table(0x1234_5678, 0x27)))),
@@ -154,6 +163,32 @@ fn a_return_from_an_exception_sets_no_flag_of_the_hosts() {
     assert_eq!((cpu.cs, cpu.ss), (0x08, 0x10));
     // All but IOPL, VM, VIF, VIP and what is reserved.
     assert_eq!(after.regs.rflags, 0x25_4FD7);
+}
+
+/// Whether an instruction is trapped is what TF was before it, not what it makes of it;
+/// but none is that loads SS.
+#[test]
+fn an_instruction_that_began_with_tf_is_a_step() {
+    const TF: u64 = 1 << 8;
+    for (code, _, prepare, _) in DONE.iter().map(|(what, code, p, c)| (*code, what, p, c)) {
+        for set in [false, true] {
+            let (done, ..) = step_once(code, |g| {
+                prepare(g);
+                g.context.regs.rflags |= if set { TF } else { 0 };
+            });
+            let loads_ss = code.ends_with(b"\x8e\xd0");
+            assert_eq!(done.unwrap().is_step, set && !loads_ss, "{code:x?}");
+        }
+    }
+    for (before, after) in [(0, TF), (TF, 0)] {
+        let (done, ..) = step_once(b"\x48\xcf", |g| {
+            g.context.regs.rflags |= before;
+            g.put_words(STACK, &[0x1234, 8, 2 | after, STACK, 0x10]);
+        });
+        let done = done.unwrap();
+        assert_eq!(done.is_step, before != 0);
+        assert_eq!(done.after.regs.rflags, 2 | after);
+    }
 }
 
 /// An instruction, what it needs, and what comes of it instead.
