@@ -242,6 +242,9 @@ impl Machine {
             return Err(Error::Defect("an answer without a call, or none to one"));
         }
         self.standing = Standing::Interrupted;
+        if let Some(hvt) = &mut self.hvt {
+            hvt.devices_mut().begin();
+        }
         if let Some(answer) = answer
             && let Some(exit) = self.take_in(answer)
         {
@@ -396,6 +399,23 @@ impl Machine {
             .disks_mut()
             .chain(others)
             .try_for_each(|disk| disk.own())
+    }
+
+    /// Keeps a guest that has not begun, and is to take another's place, off the wires
+    /// that the other is on: both have the same addresses.
+    pub fn hold_wires(&mut self) {
+        self.devices.hold_wires();
+        if let Some(hvt) = &mut self.hvt {
+            hvt.devices_mut().hold_wires();
+        }
+    }
+
+    /// Lets it go on its wires.
+    pub fn own_wires(&mut self) {
+        self.devices.own_wires();
+        if let Some(hvt) = &mut self.hvt {
+            hvt.devices_mut().own_wires();
+        }
     }
 
     fn disks(&self) -> impl Iterator<Item = &dyn Disk> {

@@ -224,6 +224,12 @@ impl Upgrade {
         self.is_made && !self.is_over()
     }
 
+    /// Whether both are to serve for a while, and not the new one from a moment on.
+    #[must_use]
+    pub const fn runs_beside(&self) -> bool {
+        matches!(self.way, Way::Beside(_))
+    }
+
     /// Whether the new one has begun to serve.
     #[must_use]
     pub const fn serves(&self) -> bool {

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 
-use wharf_abi::Interest;
+use wharf_abi::{Answer, Interest};
 use wharf_machine::device::{Backend, Frames, Mac, REQUEST_MAX, Way, Wire};
 use wharf_machine::fault::Cause;
 use wharf_machine::image::Image;
-use wharf_machine::{BootConfig, Hypervisor, Machine, UserSlice};
+use wharf_machine::{BootConfig, Call, Exit, Hypervisor, Machine, UserSlice};
 use wharf_tests::disk::TestDisk;
 use wharf_tests::elf::{CODE_ADDR, R};
 use wharf_tests::guest::{End, Run, assemble, kvm, run_machine};
@@ -233,10 +233,14 @@ fn a_guest_may_have_63_devices() {
     assert_eq!(words(last)[4], u64::from(u32::MAX) << 32 | INVALID);
 }
 
-/// A wire that is a script.
+/// A wire that is a script. As at a tap interface, nothing is received that was not
+/// looked for, nor what arrived before it was opened.
 #[derive(Clone, Debug)]
 struct TestWire {
     arrives: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    /// Of these, how many were seen.
+    seen: Arc<Mutex<usize>>,
+    opened: Arc<Mutex<usize>>,
     took: Arc<Mutex<Vec<Vec<u8>>>>,
     dropped: Arc<Mutex<Vec<Way>>>,
     fd: Arc<std::fs::File>,
@@ -247,10 +251,16 @@ impl TestWire {
         let arrives = arrives.iter().map(|frame| frame.to_vec()).collect();
         Self {
             arrives: Arc::new(Mutex::new(arrives)),
+            seen: Arc::default(),
+            opened: Arc::default(),
             took: Arc::default(),
             dropped: Arc::default(),
             fd: Arc::new(tempfile::tempfile().unwrap()),
         }
+    }
+
+    fn opened(&self) -> usize {
+        *self.opened.lock().unwrap()
     }
 
     fn backend(&self) -> Backend {
@@ -267,11 +277,18 @@ impl Wire for TestWire {
         [2, 3, 4, 5, 6, 7]
     }
 
-    fn open(&mut self) {}
+    fn open(&mut self) {
+        *self.opened.lock().unwrap() += 1;
+    }
 
-    fn has_looked(&mut self) {}
+    fn has_looked(&mut self) {
+        *self.seen.lock().unwrap() = self.arrives.lock().unwrap().len();
+    }
 
     fn receive(&mut self) -> Option<Arc<[u8]>> {
+        assert!(self.opened() > 0, "it is open");
+        let mut seen = self.seen.lock().unwrap();
+        *seen = seen.checked_sub(1)?;
         let frame = self.arrives.lock().unwrap().pop_front();
         frame.map(Arc::from)
     }
@@ -305,6 +322,103 @@ fn a_port_says_its_address() {
         vec![(NET, "service", TestWire::new(&[]).backend())],
     );
     assert_eq!(run.console, [2, 3, 4, 5, 6, 7, 0xDC, 5], "and 1500 bytes");
+}
+
+/// A guest that does not poll is told of a frame all the same.
+#[test]
+fn a_frame_need_not_be_waited_for() {
+    let Some(kvm) = kvm() else { return };
+    let wire = TestWire::new(&[&[1; 60]]);
+    let code = assemble(|a| {
+        call_with(a, NET_READ, &[1, DATA, 1514, u64::MAX])?;
+        puts_stack(a, 4)?;
+        call_with(a, NET_READ, &[1, DATA, 1514, u64::MAX])?;
+        puts_stack(a, 4)?;
+        halt(a, 0)
+    });
+    let run = run(&kvm, &code, vec![(NET, "service", wire.backend())]);
+    let max = u64::from(u32::MAX) << 32;
+    assert_eq!(
+        words(&run.console),
+        [1, DATA, 60, max | OK, 1, DATA, 1514, max | AGAIN]
+    );
+}
+
+/// Sends, looks and polls, so often.
+fn busy(times: usize) -> Vec<u8> {
+    assemble(|a| {
+        for _ in 0..times {
+            call_with(a, NET_WRITE, &[1, DATA, 60, u64::MAX])?;
+            puts_stack(a, 4)?;
+            call_with(a, NET_READ, &[1, DATA, 1514, u64::MAX])?;
+            puts_stack(a, 4)?;
+            call_with(a, POLL, &[0, 0, 0])?;
+            puts_stack(a, 3)?;
+        }
+        halt(a, 0)
+    })
+}
+
+fn booted(kvm: &Hypervisor, code: &[u8], wire: &TestWire) -> Machine {
+    let builder = HvtBuilder::guest(code).data(DATA, &[7; 2048]);
+    let image = Image::parse(builder.device(NET, "service").build()).unwrap();
+    let config = BootConfig {
+        memory: MEMORY,
+        ..BootConfig::default()
+    };
+    Machine::boot(kvm, &image, &config, vec![wire.backend()]).unwrap()
+}
+
+#[test]
+fn a_guest_listens_from_its_first_step_on() {
+    let Some(kvm) = kvm() else { return };
+    let wire = TestWire::new(&[&[1; 60]]);
+    let mut machine = booted(&kvm, &busy(1), &wire);
+    assert_eq!(wire.opened(), 0, "nothing has run");
+    let _ = machine.enter(None).unwrap();
+    assert_eq!(wire.opened(), 1);
+    let _ = run_machine(machine);
+    assert_eq!(wire.opened(), 1, "and not again");
+}
+
+/// One that is to take another's place is on no wire before it has it, and then on its
+/// own: nothing that it sends gets there, and of what is there it hears nothing.
+#[test]
+fn an_heir_is_on_no_wire_before_it_is_in_place() {
+    let Some(kvm) = kvm() else { return };
+    let wire = TestWire::new(&[&[1; 60], &[2; 61]]);
+    let mut machine = booted(&kvm, &busy(2), &wire);
+    machine.hold_wires();
+    let mut console = Vec::new();
+    let mut polls = 0;
+    let mut answer = None;
+    while polls < 2 {
+        answer = match machine.enter(answer).unwrap() {
+            Exit::Again | Exit::Interrupted => None,
+            Exit::Call(Call::ConsoleWrite(slice)) => {
+                console.extend(machine.read_user(slice).unwrap());
+                Some(Answer::ok(slice.len))
+            }
+            Exit::Call(Call::Wait { .. }) => {
+                polls += 1;
+                if polls == 1 {
+                    assert_eq!(machine.serve().unwrap().ready, Interest::NONE);
+                    assert_eq!((wire.opened(), wire.took.lock().unwrap().len()), (0, 0));
+                    assert_eq!(*wire.dropped.lock().unwrap(), [Way::FromGuest]);
+                    machine.own_wires();
+                    assert_eq!(wire.opened(), 1, "though it may wait for long");
+                    assert_eq!(machine.serve().unwrap().ready, Interest::DEVICES);
+                }
+                Some(Answer::ok(Interest::TIMER.bits()))
+            }
+            other => panic!("{other:?}"),
+        };
+    }
+    let max = u64::from(u32::MAX) << 32;
+    let first = [1, DATA, 60, max | OK, 1, DATA, 1514, max | AGAIN, 0, 2, 1];
+    let second = [1, DATA, 60, max | OK, 1, DATA, 60, max | OK];
+    assert_eq!(words(&console), [&first[..], &second].concat());
+    assert_eq!(*wire.took.lock().unwrap(), [[7; 60]]);
 }
 
 #[test]

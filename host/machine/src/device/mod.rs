@@ -373,6 +373,24 @@ impl Devices {
             })
     }
 
+    /// Keeps the guest off its wires.
+    pub(crate) fn hold_wires(&mut self) {
+        for device in &mut self.devices {
+            if let Backend::Net(frames) = &mut device.backend {
+                frames.hold();
+            }
+        }
+    }
+
+    /// Lets it go there.
+    pub(crate) fn own_wires(&mut self) {
+        for device in &mut self.devices {
+            if let Backend::Net(frames) = &mut device.backend {
+                frames.own();
+            }
+        }
+    }
+
     /// Lets go of what stands behind them, so that others can have it.
     pub(crate) fn release(&mut self) {
         self.devices.clear();

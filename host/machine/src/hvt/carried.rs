@@ -5,7 +5,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 
 use super::cpu::Cpu;
-use super::device::Devices;
+use super::device::{Devices, Wires};
 use super::{Hvt, Pending};
 use crate::device::{Backend, CarriedBackend};
 use crate::handover::{BytesRef, CarryError, Luggage};
@@ -18,6 +18,7 @@ pub(crate) struct CarriedHvt {
     gs_base: u64,
     pending: Option<Pending>,
     backends: Vec<CarriedBackend>,
+    wires: Wires,
     /// Of each device, the frame that was taken for it and not delivered.
     frames: Vec<Option<BytesRef>>,
 }
@@ -51,6 +52,7 @@ impl Hvt {
             gs_base,
             pending: self.pending,
             backends,
+            wires: self.devices.wires(),
             frames,
         })
     }
@@ -72,7 +74,7 @@ impl Hvt {
     ) -> Result<Self, CarryError> {
         Ok(Self {
             cpu: carried.cpu.clone(),
-            devices: Devices::carry_on(backends, &carried.frames, luggage)?,
+            devices: Devices::carry_on(backends, (carried.wires, &carried.frames), luggage)?,
             pending: carried.pending,
         })
     }

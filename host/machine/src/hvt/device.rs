@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::Permissions;
 use wharf_abi::net::{FRAME_MAX, FRAME_MIN};
 
@@ -20,9 +21,22 @@ use crate::handover::{BytesRef, CarryError, Luggage};
 use crate::memory::u64_of;
 
 /// Everything that an hvt guest has a handle of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Devices {
     devices: Vec<Device>,
+    wires: Wires,
+}
+
+/// Whether a guest is on the wires of its net devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Wires {
+    /// It has not begun.
+    Fresh,
+    /// Another has its place: what it sends goes nowhere, and it hears nothing.
+    Held,
+    /// It is.
+    Open,
 }
 
 #[derive(Debug)]
@@ -44,16 +58,47 @@ impl Devices {
     pub(crate) fn new(backends: Vec<Backend>) -> Self {
         let device = |backend| match backend {
             Backend::Block(disk) => Device::Block(disk),
-            Backend::Net(frames) => {
-                let mut wire = frames.into_wire();
-                wire.open();
-                Device::Net(Port { wire, next: None })
-            }
+            Backend::Net(frames) => Device::Net(Port {
+                wire: frames.into_wire(),
+                next: None,
+            }),
             Backend::Stream(_) | Backend::Entropy | Backend::Console(_) => Device::None,
         };
         Self {
             devices: backends.into_iter().map(device).collect(),
+            wires: Wires::Fresh,
         }
+    }
+
+    /// The guest begins, or goes on: it listens, if it may. It has no driver that could
+    /// say when it does.
+    pub(crate) fn begin(&mut self) {
+        if self.wires == Wires::Fresh {
+            self.own_wires();
+        }
+    }
+
+    /// Keeps a guest that has not begun off its wires.
+    pub(crate) const fn hold_wires(&mut self) {
+        self.wires = Wires::Held;
+    }
+
+    /// Gives it its wires, on which nothing has come so far.
+    pub(crate) fn own_wires(&mut self) {
+        if self.wires == Wires::Open {
+            return;
+        }
+        self.wires = Wires::Open;
+        for device in &mut self.devices {
+            if let Device::Net(port) = device {
+                port.wire.open();
+            }
+        }
+    }
+
+    /// Whether the guest is on its wires.
+    pub(crate) const fn wires(&self) -> Wires {
+        self.wires
     }
 
     /// Describes them: what is behind each, and the frame that was taken for it.
@@ -88,7 +133,7 @@ impl Devices {
     /// When a frame is not there.
     pub(crate) fn carry_on(
         backends: Vec<Backend>,
-        frames: &[Option<BytesRef>],
+        (wires, frames): (Wires, &[Option<BytesRef>]),
         luggage: &Luggage,
     ) -> Result<Self, CarryError> {
         let none = std::iter::repeat(&None);
@@ -106,7 +151,7 @@ impl Devices {
                 Backend::Stream(_) | Backend::Entropy | Backend::Console(_) => Device::None,
             });
         }
-        Ok(Self { devices })
+        Ok(Self { devices, wires })
     }
 
     pub(crate) const fn is_empty(&self) -> bool {
@@ -145,6 +190,9 @@ impl Devices {
     /// The handles that have a frame for the guest, a bit each.
     pub(crate) fn ready(&mut self) -> u64 {
         let mut ready = 0;
+        if self.wires != Wires::Open {
+            return ready;
+        }
         // Handle 0 is nobody's.
         for (device, handle) in self.devices.iter_mut().zip(1_u32..) {
             if let Device::Net(port) = device
@@ -201,6 +249,7 @@ impl Devices {
 
     /// Sends a frame. As long as it is one it is sent, though the wire may lose it.
     pub(crate) fn send(&mut self, user: UserMemory<'_>, net: &Net) -> Result<Status, Cause> {
+        let is_open = self.wires == Wires::Open;
         let Some(Device::Net(port)) = self.of(net.handle) else {
             return Ok(Status::Invalid);
         };
@@ -216,8 +265,12 @@ impl Devices {
         let Some(from) = user.buffers(net.buffer.addr, net.buffer.len, Permissions::Read) else {
             return Err(Cause::BadPointer(net.buffer));
         };
-        from.copy_out(room);
-        port.wire.send(room);
+        if is_open {
+            from.copy_out(room);
+            port.wire.send(room);
+        } else {
+            port.wire.was_dropped(Way::FromGuest);
+        }
         Ok(Status::Ok)
     }
 
@@ -228,6 +281,7 @@ impl Devices {
         user: UserMemory<'_>,
         net: &Net,
     ) -> Result<(Status, Option<u64>), Cause> {
+        let is_open = self.wires == Wires::Open;
         let Some(Device::Net(port)) = self.of(net.handle) else {
             return Ok((Status::Invalid, None));
         };
@@ -235,7 +289,7 @@ impl Devices {
         if !user.may(net.buffer.addr, net.buffer.len, Permissions::Write) {
             return bad;
         }
-        let Some(frame) = port.take() else {
+        let Some(frame) = is_open.then(|| port.take()).flatten() else {
             return Ok((Status::Again, None));
         };
         let len = u64_of(frame.len());

@@ -47,6 +47,7 @@ fn started(plan: Plan) -> Upgrade {
             (6, Event::Transformed, vec![Action::Start]),
         ],
     );
+    assert_eq!(upgrade.runs_beside(), resumes);
     upgrade
 }
 

@@ -90,6 +90,8 @@ pub trait Wire: fmt::Debug + Send {
 pub struct Frames {
     wire: Box<dyn Wire>,
     is_open: bool,
+    /// Another guest has this one's place, and its wire.
+    is_held: bool,
     buffers: Receiving,
 }
 
@@ -128,6 +130,7 @@ impl Frames {
         Self {
             wire,
             is_open: false,
+            is_held: false,
             buffers: Receiving::new(u64_of(RECEIVE_MIN)),
         }
     }
@@ -167,6 +170,17 @@ impl Frames {
         self.wire.fd()
     }
 
+    /// Keeps a guest off its wire that has not been on it: what it sends waits in its
+    /// ring until it is let.
+    pub(super) const fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// Lets it go there, at the next look.
+    pub(super) const fn own(&mut self) {
+        self.is_held = false;
+    }
+
     /// Does what is to be done in both queues, as far as the budget goes; says whether
     /// there is more.
     ///
@@ -179,6 +193,9 @@ impl Frames {
         user: UserMemory<'_>,
         budget: &mut Budget,
     ) -> Result<bool, (u16, Broken)> {
+        if self.is_held {
+            return Ok(false);
+        }
         let [receive, transmit, ..] = queues;
         if !self.is_open {
             self.is_open = true;

@@ -158,6 +158,28 @@ fn frames_go_both_ways() {
         .edit(|it| assert_eq!((it.opened, it.looks), (1, 2)));
 }
 
+/// What an heir sends before it is in place waits for that, and so does what it is given.
+#[test]
+fn who_is_held_is_on_no_wire_and_loses_nothing() {
+    let mut driver = Driver::new();
+    driver.frames.hold();
+    driver.offer(1, RECEIVE_MIN);
+    driver.send_frame(&[9; 60]);
+    driver.wire.arrives(&[7; 60]);
+    assert_eq!(driver.serve(), Ok(false));
+    assert_eq!(driver.received(), Vec::<Vec<u8>>::new());
+    driver
+        .wire
+        .edit(|it| assert_eq!((it.opened, it.looks, it.took.len()), (0, 0, 0)));
+    driver.frames.own();
+    assert_eq!(driver.serve(), Ok(false));
+    assert_eq!(driver.received(), [packet(&[7; 60])]);
+    driver.wire.edit(|it| {
+        assert_eq!((it.opened, it.took.as_slice()), (1, &[vec![9; 60]][..]));
+        assert!(it.dropped.is_empty());
+    });
+}
+
 #[test]
 fn what_is_no_frame_goes_nowhere_and_is_counted() {
     let mut driver = Driver::new();

@@ -220,7 +220,13 @@ impl Supervisor {
             Action::Transform => return self.transform(new),
             Action::Start => {
                 let state = std::mem::take(&mut ongoing.state);
-                self.send(worker, ToWorker::Begin(new, state));
+                let is_beside = ongoing.model.runs_beside();
+                let begin = ToWorker::Begin {
+                    key: new,
+                    state,
+                    is_beside,
+                };
+                self.send(worker, begin);
             }
             Action::CutOver => self.send(worker, ToWorker::CutOver { old, new }),
             Action::Resume => self.send(worker, ToWorker::Resume(old)),

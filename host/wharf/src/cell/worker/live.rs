@@ -143,7 +143,7 @@ impl Live {
         };
         let backends =
             route(&shared.slots, &spec.name, guest, &image, &supply).map_err(|e| line(&e))?;
-        let (machine, cloned) = match prepared {
+        let (mut machine, cloned) = match prepared {
             Some((prepared, was_warm)) => {
                 let snapshot = Arc::clone(prepared.snapshot());
                 // To the guest, its lives before the snapshot count.
@@ -161,6 +161,9 @@ impl Live {
                 (machine.map_err(|e| line(&e))?, None)
             }
         };
+        if heir_of.is_some() {
+            machine.hold_wires();
+        }
         // Asked last: what is not left then was this guest's.
         headroom::check().map_err(|e| line(&e))?;
         let task = Task::new(None).with_grace(spec.grace);

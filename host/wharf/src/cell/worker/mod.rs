@@ -67,8 +67,15 @@ pub(super) enum ToWorker {
     Kill(TaskKey),
     /// Ask a guest to hand over.
     HandOver(TaskKey),
-    /// Begin a guest that was made to inherit, with this state.
-    Begin(TaskKey, Vec<u8>),
+    /// Begin a guest that was made to inherit.
+    Begin {
+        /// Which.
+        key: TaskKey,
+        /// With this state.
+        state: Vec<u8>,
+        /// Whether it runs beside the one before it from now on.
+        is_beside: bool,
+    },
     /// Have a guest go on that was asked to hand over.
     Resume(TaskKey),
     /// Put the later life of a replica in the place of the earlier.
@@ -289,7 +296,11 @@ impl Worker {
             }
             ToWorker::Kill(key) => self.forward(key, ToWorker::Kill(key)),
             ToWorker::HandOver(key) => self.ask_hand_over(key),
-            ToWorker::Begin(key, state) => self.begin(key, &state),
+            ToWorker::Begin {
+                key,
+                state,
+                is_beside,
+            } => self.begin(key, &state, is_beside),
             ToWorker::Resume(key) => self.resume(key),
             ToWorker::CutOver { old, new } => self.cut_over(old, new),
             ToWorker::Save(key, room, frozen) => match self.guests.get_mut(&key) {

@@ -64,11 +64,15 @@ impl Worker {
         }
     }
 
-    /// Begins a guest that was made to inherit.
-    pub(super) fn begin(&mut self, key: TaskKey, state: &[u8]) {
+    /// Begins a guest that was made to inherit; on its wires, when it is to run beside
+    /// the one before it.
+    pub(super) fn begin(&mut self, key: TaskKey, state: &[u8], is_beside: bool) {
         let Some(live) = self.guests.get_mut(&key) else {
             return;
         };
+        if is_beside {
+            live.guest().machine.own_wires();
+        }
         match live.guest().machine.inherit(state) {
             Ok(()) => {
                 self.watch.add(key, live.device_fds());
@@ -120,12 +124,16 @@ impl Worker {
             cut.connections = u32::try_from(moved.len()).unwrap_or(u32::MAX);
             if let Some(heir) = self.guests.get_mut(&new) {
                 heir.guest().machine.take_streams(moved);
-                heir.has_news();
             }
             cut.pause = since.map_or(Duration::ZERO, |since| since.elapsed());
             live.release_devices();
             // Closing a VM takes a while, which the new one need not wait for.
             self.dead.push(live);
+        }
+        if let Some(heir) = self.guests.get_mut(&new) {
+            // The one before it is off them.
+            heir.guest().machine.own_wires();
+            heir.has_news();
         }
         self.wake(new);
         self.shared.board.knock();
