@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::net::UnixDatagram;
 
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KVMIO, kvm_device_attr, kvm_signal_mask, kvm_xsave,
@@ -46,6 +47,14 @@ impl InterfaceRequest {
             rest: [0; 22],
         }
     }
+}
+
+/// A `struct ifreq` that says the longest packet (netdevice(7)).
+#[repr(C)]
+struct InterfaceMtu {
+    name: [u8; libc::IFNAMSIZ],
+    mtu: libc::c_int,
+    rest: [u8; 20],
 }
 
 /// Lets every signal interrupt the guest, also those that the thread blocks.
@@ -129,6 +138,28 @@ pub(crate) fn set_no_tun_offloads(tun: &File) -> io::Result<()> {
     outcome(done)
 }
 
+/// Most bytes behind the Ethernet header that go through the interface of this name, a
+/// NUL behind it (`SIOCGIFMTU`, netdevice(7)), in the network that the socket is of.
+///
+/// # Errors
+///
+/// As the ioctl: `ENODEV` when there is none.
+pub(crate) fn interface_mtu(
+    socket: &UnixDatagram,
+    name: [u8; libc::IFNAMSIZ],
+) -> io::Result<libc::c_int> {
+    let mut request = InterfaceMtu {
+        name,
+        mtu: 0,
+        rest: [0; 20],
+    };
+    // SAFETY: the kernel reads and writes a `struct ifreq` at `request`, which is as
+    // long, and keeps no pointer to it.
+    let done = unsafe { ioctl_with_mut_ref(socket, libc::SIOCGIFMTU, &mut request) };
+    outcome(done)?;
+    Ok(request.mtu)
+}
+
 /// What an ioctl says that answers nothing but whether it was done.
 fn outcome(done: i32) -> io::Result<()> {
     if done == 0 {
@@ -140,13 +171,15 @@ fn outcome(done: i32) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{InterfaceRequest, SignalMask};
+    use super::{InterfaceMtu, InterfaceRequest, SignalMask};
 
     #[test]
     fn an_interface_request_is_as_the_kernel_has_it() {
         assert_eq!(size_of::<InterfaceRequest>(), size_of::<libc::ifreq>());
         let flags = std::mem::offset_of!(libc::ifreq, ifr_ifru);
         assert_eq!(std::mem::offset_of!(InterfaceRequest, flags), flags);
+        assert_eq!(size_of::<InterfaceMtu>(), size_of::<libc::ifreq>());
+        assert_eq!(std::mem::offset_of!(InterfaceMtu, mtu), flags);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 
-use crate::ioctl::{InterfaceRequest, set_no_tun_offloads, set_tun_interface};
+use crate::ioctl::{InterfaceRequest, interface_mtu, set_no_tun_offloads, set_tun_interface};
 
 /// Ethernet frames (`IFF_TAP`), bare (`IFF_NO_PI`).
 const FLAGS: i16 = 0x1002;
@@ -36,15 +37,8 @@ impl Tun {
     /// As `TUNSETIFF`: `EPERM`, `EBUSY`, and `EINVAL` when the interface is no tap; also
     /// when the name is too long for one.
     pub fn attach(&self, interface: &str) -> io::Result<()> {
-        let mut name = [0; libc::IFNAMSIZ];
-        let bytes = interface.as_bytes();
-        // The last byte ends it.
-        let place = name.get_mut(..bytes.len());
-        let place = place.filter(|place| place.len() < libc::IFNAMSIZ);
-        place
-            .ok_or(io::ErrorKind::InvalidInput)?
-            .copy_from_slice(bytes);
-        set_tun_interface(&self.0, InterfaceRequest::new(name, FLAGS))?;
+        let request = InterfaceRequest::new(name(interface)?, FLAGS);
+        set_tun_interface(&self.0, request)?;
         // Whoever had the interface before may have wanted them.
         set_no_tun_offloads(&self.0)
     }
@@ -62,6 +56,18 @@ impl Tun {
     /// When this process has no descriptors left.
     pub fn share(&self) -> io::Result<OwnedFd> {
         Ok(self.0.try_clone()?.into())
+    }
+
+    /// Most bytes behind the Ethernet header that the kernel sends to an interface at
+    /// once, of whatever kind, as it is set now.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` when there is none.
+    pub fn mtu(interface: &str) -> io::Result<u64> {
+        // Any socket is as good: which network it is of counts.
+        let mtu = interface_mtu(&UnixDatagram::unbound()?, name(interface)?)?;
+        u64::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 
     /// Takes the frame that has waited longest, cut off where `into` ends; its bytes.
@@ -85,6 +91,19 @@ impl Tun {
     }
 }
 
+/// An interface's name as the kernel takes it.
+fn name(interface: &str) -> io::Result<[u8; libc::IFNAMSIZ]> {
+    let mut name = [0; libc::IFNAMSIZ];
+    let bytes = interface.as_bytes();
+    // The last byte ends it.
+    let place = name.get_mut(..bytes.len());
+    let place = place.filter(|place| place.len() < libc::IFNAMSIZ);
+    place
+        .ok_or(io::ErrorKind::InvalidInput)?
+        .copy_from_slice(bytes);
+    Ok(name)
+}
+
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -93,10 +112,22 @@ impl AsFd for Tun {
 
 #[cfg(test)]
 mod tests {
-    use super::FLAGS;
+    use super::{FLAGS, Tun};
 
     #[test]
     fn the_flags_are_the_kernels() {
         assert_eq!(i32::from(FLAGS), libc::IFF_TAP | libc::IFF_NO_PI);
+    }
+
+    /// Every machine has a loopback, whose MTU the kernel chooses.
+    #[test]
+    fn an_interface_says_its_longest_packet() {
+        assert_eq!(Tun::mtu("lo").unwrap(), 65536);
+        let missing = Tun::mtu("none0").unwrap_err();
+        assert_eq!(missing.raw_os_error(), Some(libc::ENODEV));
+        for bad in ["a234567890123456", "a2345678901234567"] {
+            let refused = Tun::mtu(bad).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput);
+        }
     }
 }

@@ -243,6 +243,7 @@ struct TestWire {
     opened: Arc<Mutex<usize>>,
     took: Arc<Mutex<Vec<Vec<u8>>>>,
     dropped: Arc<Mutex<Vec<Way>>>,
+    mtu: u16,
     fd: Arc<std::fs::File>,
 }
 
@@ -253,9 +254,17 @@ impl TestWire {
             arrives: Arc::new(Mutex::new(arrives)),
             seen: Arc::default(),
             opened: Arc::default(),
+            mtu: 1500,
             took: Arc::default(),
             dropped: Arc::default(),
             fd: Arc::new(tempfile::tempfile().unwrap()),
+        }
+    }
+
+    fn with_mtu(mtu: u16) -> Self {
+        Self {
+            mtu,
+            ..Self::new(&[])
         }
     }
 
@@ -275,6 +284,10 @@ impl Wire for TestWire {
 
     fn mac(&self) -> Mac {
         [2, 3, 4, 5, 6, 7]
+    }
+
+    fn mtu(&self) -> u16 {
+        self.mtu
     }
 
     fn open(&mut self) {
@@ -309,6 +322,7 @@ impl Wire for TestWire {
     }
 }
 
+/// And its longest packet, of which there is none longer than the longest frame.
 #[test]
 fn a_port_says_its_address() {
     let Some(kvm) = kvm() else { return };
@@ -316,12 +330,18 @@ fn a_port_says_its_address() {
         puts(a, 0x1_0000 + 56 + 8 + 104 + 72, 8)?;
         halt(a, 0)
     });
-    let run = run(
-        &kvm,
-        &code,
-        vec![(NET, "service", TestWire::new(&[]).backend())],
-    );
-    assert_eq!(run.console, [2, 3, 4, 5, 6, 7, 0xDC, 5], "and 1500 bytes");
+    for (mtu, told) in [
+        (1500, 1500_u16),
+        (1501, 1500),
+        (9000, 1500),
+        (1280, 1280),
+        (68, 68),
+    ] {
+        let wire = TestWire::with_mtu(mtu);
+        let run = run(&kvm, &code, vec![(NET, "service", wire.backend())]);
+        let [low, high] = told.to_le_bytes();
+        assert_eq!(run.console, [2, 3, 4, 5, 6, 7, low, high]);
+    }
 }
 
 /// A guest that does not poll is told of a frame all the same.

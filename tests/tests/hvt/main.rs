@@ -15,3 +15,4 @@ mod hostile;
 mod images;
 mod scenarios;
 mod start;
+mod taps;

@@ -95,7 +95,7 @@ fn manifest(image: &Image, backends: &[Backend]) -> Vec<u8> {
                 )
             }
             Backend::Net(frames) => {
-                let mtu = wharf_abi::net::MTU.to_le_bytes();
+                let mtu = frames.mtu().to_le_bytes();
                 (2, frames.mac().into_iter().chain(mtu).collect())
             }
             _ => (0, Vec::new()),

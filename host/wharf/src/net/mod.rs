@@ -103,6 +103,7 @@ enum CarriedWire {
         tun: FileRef,
         interface: String,
         mac: Mac,
+        mtu: u16,
         is_open: bool,
         is_gone: bool,
     },
@@ -127,11 +128,12 @@ pub(crate) fn carried_wire(
             tun,
             interface,
             mac,
+            mtu,
             is_open,
             is_gone,
         } => {
             let tun = Tun::go_on(luggage.take_file(tun)?);
-            let tap = Tap::go_on(tun, interface, mac, (is_open, is_gone), drops);
+            let tap = Tap::go_on(tun, interface, (mac, mtu), (is_open, is_gone), drops);
             Box::new(tap.map_err(NetError::from)?)
         }
         CarriedWire::Switch { is_open, frames } => {

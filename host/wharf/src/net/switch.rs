@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
 use serde_json::Value;
+use wharf_abi::net::MTU;
 use wharf_machine::device::{Mac, Way, Wire};
 use wharf_machine::handover::Luggage;
 use wharf_model::switch::{Forward, PortId, Switch as Table};
@@ -202,6 +203,10 @@ impl Wire for Port {
 
     fn mac(&self) -> Mac {
         self.mac
+    }
+
+    fn mtu(&self) -> u16 {
+        MTU
     }
 
     fn open(&mut self) {

@@ -95,6 +95,8 @@ pub struct Tap {
     epoll: Epoll,
     interface: String,
     mac: Mac,
+    /// As the interface had it when it was taken.
+    mtu: u16,
     /// Whether frames may have arrived that were not taken.
     has_news: bool,
     /// Whether the guest listens.
@@ -125,12 +127,14 @@ impl Tap {
         let tun = attach(interface)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let epoll = epoll.map_err(|e| refused(interface, e.into()))?;
+        let mtu = Tun::mtu(interface).map_err(|e| refused(interface, e))?;
         drops.begin(interface);
         Ok(Self {
             tun,
             epoll,
             interface: interface.to_owned(),
             mac,
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             has_news: false,
             is_open: false,
             is_gone: false,
@@ -146,7 +150,7 @@ impl Tap {
     pub(super) fn go_on(
         tun: Tun,
         interface: String,
-        mac: Mac,
+        (mac, mtu): (Mac, u16),
         (is_open, is_gone): (bool, bool),
         drops: Arc<FrameDrops>,
     ) -> Result<Self, TapError> {
@@ -158,6 +162,7 @@ impl Tap {
             epoll,
             interface,
             mac,
+            mtu,
             // What has arrived is told of anew, but of one that is gone.
             has_news: is_open,
             is_open,
@@ -212,6 +217,10 @@ impl Wire for Tap {
         self.mac
     }
 
+    fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
     fn open(&mut self) {
         // Who had no driver listened to nothing, as at the switch.
         let mut frame = [0; 1];
@@ -264,6 +273,7 @@ impl Wire for Tap {
             tun: luggage.put_file(self.tun.share()?),
             interface: self.interface.clone(),
             mac: self.mac,
+            mtu: self.mtu,
             is_open: self.is_open,
             is_gone: self.is_gone,
         };

@@ -60,6 +60,10 @@ pub trait Wire: fmt::Debug + Send {
     /// The port's own address. Never changes.
     fn mac(&self) -> Mac;
 
+    /// Most bytes behind the Ethernet header that get through, as far as is known. Never
+    /// changes, and is [`MTU`] at most to a guest.
+    fn mtu(&self) -> u16;
+
     /// The guest has its driver: frames may come.
     fn open(&mut self);
 
@@ -158,6 +162,12 @@ impl Frames {
     /// The port's own address.
     pub(crate) fn mac(&self) -> Mac {
         self.wire.mac()
+    }
+
+    /// Most bytes behind the Ethernet header of what the guest should send, for one that
+    /// is told. wharf's own contract has one number for all.
+    pub(crate) fn mtu(&self) -> u16 {
+        self.wire.mtu().min(MTU)
     }
 
     /// The wire, for a guest that has no rings.

@@ -58,6 +58,10 @@ impl Wire for Fake {
         OWN
     }
 
+    fn mtu(&self) -> u16 {
+        1500
+    }
+
     fn open(&mut self) {
         self.edit(|it| it.opened += 1);
     }
