@@ -16,3 +16,4 @@ mod images;
 mod scenarios;
 mod start;
 mod taps;
+mod upgrades;

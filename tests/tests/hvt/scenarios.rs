@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, dword_ptr, dx, eax, ecx, esp, qword_ptr, rax, rbx, rcx, rdi, rsi, word_ptr,
+    CodeAssembler, dword_ptr, dx, eax, ecx, esp, qword_ptr, r12, r13, rax, rbx, rcx, rdi, rdx, rsi,
+    rsp, word_ptr,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,8 +17,8 @@ use wharf_tests::elf::{CODE_ADDR, ElfBuilder};
 use wharf_tests::guest::{assemble, kvm};
 use wharf_tests::host::{Host, objects, poll, status};
 use wharf_tests::hvt::{
-    BLOCK, BLOCK_READ, BLOCK_WRITE, HvtBuilder, NET, NET_READ, NET_WRITE, POLL, PORT_BASE, PUTS,
-    TABLES, abi_note, call, call_with, halt, puts, puts_stack, start_up, tables,
+    BLOCK, BLOCK_READ, BLOCK_WRITE, HALT, HvtBuilder, NET, NET_READ, NET_WRITE, POLL, PORT_BASE,
+    PUTS, TABLES, abi_note, call, call_with, halt, puts, puts_stack, start_up, tables,
 };
 
 use crate::start::with_handler;
@@ -209,6 +210,12 @@ fn circles() -> Vec<(&'static str, HvtBuilder)> {
         puts(a, 0, 0)?;
         a.jmp(here)
     });
+    let long_writes = guest(|a| {
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        puts(a, 1 << 20, 4 << 20)?;
+        a.jmp(here)
+    });
     let faults = with_handler(|a| a.ud2(), |a| a.iretq());
     let lost = HvtBuilder::guest(&assemble(|a| {
         start_up(a)?;
@@ -232,6 +239,7 @@ fn circles() -> Vec<(&'static str, HvtBuilder)> {
         ("emulated", emulated),
         ("calls", calls),
         ("writes", empty_writes),
+        ("long-writes", long_writes),
         ("faults", faults),
         ("lost", lost),
         ("spin", spin),
@@ -312,6 +320,77 @@ fn slices_hold_against_guests_in_circles() {
     }
     host.signal(Signal::SIGTERM);
     assert_eq!(host.status(), 0);
+}
+
+/// A long text is written in pieces, between which the slice may end: whoever is due
+/// beside the guest waits for a slice and not for the text.
+#[test]
+fn a_long_text_holds_nobody_up() {
+    if kvm().is_none() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    // All of its memory, of which it may read nearly all.
+    let long = guest(|a| {
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        puts(a, 1 << 20, 100 << 20)?;
+        a.jmp(here)
+    });
+    // Waits a millisecond fifty times, and ends with how many it took on the average.
+    let ticks = guest(|a| {
+        a.mov(r12, rdi)?;
+        a.rdtsc()?;
+        a.shl(rdx, 32)?;
+        a.or(rax, rdx)?;
+        a.mov(r13, rax)?;
+        a.mov(rbx, 50_u64)?;
+        let mut here = a.create_label();
+        a.set_label(&mut here)?;
+        call_with(a, POLL, &[1_000_000, 0, 0])?;
+        a.add(rsp, 24)?;
+        a.sub(rbx, 1)?;
+        a.jne(here)?;
+        a.rdtsc()?;
+        a.shl(rdx, 32)?;
+        a.or(rax, rdx)?;
+        a.sub(rax, r13)?;
+        // Cycles of fifty milliseconds.
+        a.mov(r13, rax)?;
+        a.mov(rax, qword_ptr(r12 + 16))?;
+        a.mov(rdx, 0_u64)?;
+        a.mov(rcx, 20_u64)?;
+        a.div(rcx)?;
+        a.mov(rcx, rax)?;
+        a.mov(rax, r13)?;
+        a.mov(rdx, 0_u64)?;
+        a.div(rcx)?;
+        a.mov(rcx, 255_u64)?;
+        a.cmp(rax, rcx)?;
+        a.cmova(rax, rcx)?;
+        a.push(rax)?;
+        a.push(0)?;
+        a.mov(eax, esp)?;
+        a.mov(dx, u32::from(PORT_BASE + HALT))?;
+        a.out(dx, eax)
+    });
+    let mut toml = "[host]\nworkers = 1\n".to_owned();
+    for (name, builder, memory) in [("long", long, "128MiB"), ("ticks", ticks, "8MiB")] {
+        let image = directory.path().join(format!("{name}.hvt"));
+        fs::write(&image, builder.build()).unwrap();
+        toml += &format!(
+            "[[task]]\nname = \"{name}\"\nimage = {image:?}\nmemory = {memory:?}\n\
+             restart = \"never\"\n"
+        );
+    }
+    let host = Host::up(directory.path(), &toml);
+    let ticks = host.until_task("ticks.0", |task| task.state() == "stopped");
+    let average = ticks.optional("exit_status").unwrap();
+    assert!(average < 20, "{average} ms");
+    let long = host.task("long.0");
+    assert!(long.number("run_ns") > 0, "{long:?}");
+    let _ = host.ask(&["stop", "long"]);
+    host.until_task("long.0", |task| task.state() == "stopped");
 }
 
 /// A guest that polls is parked: it takes no time, and is there again at once when there
