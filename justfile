@@ -8,6 +8,10 @@ hello:
 test:
     cargo test --release
 
+# Solo5's own tests, which somebody has built into a directory
+solo5 directory:
+    HVT_SUITE={{directory}} cargo test --release --test hvt suite
+
 # As CI runs it
 ci:
     bash .ci/run

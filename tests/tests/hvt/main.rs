@@ -15,5 +15,6 @@ mod hostile;
 mod images;
 mod scenarios;
 mod start;
+mod suite;
 mod taps;
 mod upgrades;
