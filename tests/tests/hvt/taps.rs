@@ -9,11 +9,11 @@ use iced_x86::code_asm::{
 };
 use wharf_tests::command::{output, wharf};
 use wharf_tests::guest::{assemble, kvm};
-use wharf_tests::host::{Host, poll};
+use wharf_tests::host::{Host, Object, poll};
 use wharf_tests::hvt::{
     HALT, HvtBuilder, NET, NET_READ, NET_WRITE, POLL, PORT_BASE, call_with, halt, puts,
 };
-use wharf_tests::tap::{TAP, ip, with_tap};
+use wharf_tests::tap::{TAP, arrived, ip, with_tap};
 
 const DATA: u64 = 0x60_0000;
 const RECEIVED: u64 = DATA + 0x400;
@@ -117,6 +117,41 @@ fn bytes_go_both_ways_between_a_guest_and_the_machine() {
                 let _ = host.ask(&["restart", "web"]);
             }
         }
+    });
+}
+
+/// What goes nowhere is no fault of the guest's: it goes on, and is heard again.
+#[test]
+fn a_guest_outlives_its_interface() {
+    if kvm().is_none() {
+        return;
+    }
+    with_tap(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("talker.hvt");
+        fs::write(&image, talker().build()).unwrap();
+        let toml = format!(
+            "[[task]]\nname = \"web\"\nimage = {image:?}\n\
+             [[task.net]]\ndevice = \"service\"\ntap = {TAP:?}\n"
+        );
+        let host = Host::up(directory.path(), &toml);
+        let until_arrived = |frames: u64| {
+            host.until("frames", || (arrived(TAP) > frames).then_some(()));
+        };
+        let until_dropped = |frames: u64| {
+            let dropped = |it: &Object| it.number("sent_frames_dropped");
+            dropped(&host.until_task("web.0", |it| dropped(it) > frames))
+        };
+        until_arrived(2);
+        ip(&format!("link set {TAP} down"));
+        let dropped = until_dropped(2);
+        ip(&format!("link set {TAP} up"));
+        until_arrived(arrived(TAP) + 2);
+        ip(&format!("link delete {TAP}"));
+        until_dropped(dropped + 2);
+        let web = host.task("web.0");
+        assert_eq!(web.number("generation"), 1, "{web:?}");
+        assert_eq!(web.state(), "waiting", "{web:?}");
     });
 }
 
