@@ -46,6 +46,7 @@ pub mod snapshot;
 pub mod time;
 
 mod boot;
+mod cpuid;
 mod descriptors;
 mod error;
 mod exit;

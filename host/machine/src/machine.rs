@@ -26,7 +26,7 @@ use crate::snapshot::Cpu;
 use crate::space::{AddressSpace, UserSlice};
 use crate::upgrade::{BadLegacy, Legacy, Resting};
 use crate::vcpu::{self, SYNC_REGS_NEEDED, Start, Vcpu};
-use crate::{Error, time};
+use crate::{Error, cpuid, time};
 
 /// `/dev/kvm`, opened, and what every guest needs from it.
 #[derive(Debug)]
@@ -52,9 +52,10 @@ impl Hypervisor {
         if kvm.check_extension_int(Cap::SyncRegs) & SYNC_REGS_NEEDED == 0 {
             return Err(Error::Missing("KVM_CAP_SYNC_REGS"));
         }
-        let cpuid = kvm
+        let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::kvm("tell the CPUID it supports"))?;
+        cpuid::mask(&mut cpuid);
         let cpu = Arc::new(Cpu::of(&cpuid));
         Ok(Self {
             kvm,

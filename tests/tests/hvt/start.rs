@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{
-    CodeAssembler, ds, dword_ptr, dx, eax, ecx, es, esp, fs, gs, ptr, qword_ptr, r8, r9, r10, r11,
-    r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, ss, word_ptr, xmm0, xmm1,
+    CodeAssembler, ds, dword_ptr, dx, eax, ebx, ecx, es, esp, fs, gs, ptr, qword_ptr, r8, r9, r10,
+    r11, r12, r13, r14, r15, rax, rbp, rbx, rcx, rdi, rdx, rsi, rsp, ss, word_ptr, xmm0, xmm1,
 };
 use wharf_machine::device::Backend;
 use wharf_machine::image::Image;
@@ -391,6 +391,30 @@ fn a_guest_inherits_nothing() {
     let error = machine.inherit(b"state").unwrap_err().to_string();
     assert!(error.contains("cannot be given the state"), "{error}");
     assert_eq!(run_machine(machine).end, End::Exited(0));
+}
+
+/// Whatever this machine can do: a guest sees a CPU that makes no host of it.
+#[test]
+fn a_guest_is_shown_no_cpu_that_makes_a_host() {
+    let Some(kvm) = kvm() else { return };
+    let code = assemble(|a| {
+        for (leaf, shown) in [(1_u32, ecx), (7, ebx), (0x8000_0001, ecx)] {
+            a.mov(eax, leaf)?;
+            a.mov(ecx, 0)?;
+            a.cpuid()?;
+            a.mov(eax, shown)?;
+            a.push(rax)?;
+        }
+        puts_stack(a, 3)?;
+        halt(a, 0)
+    });
+    let elf = HvtBuilder::guest(&code).build();
+    let run = run(&kvm, elf, &BootConfig::default());
+    assert_eq!(run.end, End::Exited(0));
+    let shown = [0, 8, 16].map(|at| word(&run.console, at));
+    assert_eq!(shown[2] & 0x60, 0, "VMX, SMX");
+    assert_eq!(shown[1] & 4, 0, "SGX");
+    assert_eq!(shown[0] & 4, 0, "SVM");
 }
 
 #[test]
