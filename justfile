@@ -18,7 +18,7 @@ ci:
 
 # Ratios, taken in one run
 bench:
-    cargo bench --bench single --bench cell --bench policy --bench block --bench stream --bench upgrade --bench clone --bench hvt
+    cargo bench --bench single --bench cell --bench policy --bench block --bench stream --bench upgrade --bench handover --bench clone --bench hvt
 
 # Formatting of everything
 fmt:

@@ -25,6 +25,7 @@ fn all_of_it_holds() {
         "roll back a faulty version",
         "freeze store",
         "clone it",
+        "hand the host over",
     ] {
         // As it happened, and in the table.
         assert_eq!(told.matches(step).count(), 2, "{step}: {told}");

@@ -46,6 +46,13 @@ fn tasks_ping_each_other() {
         assert!(said.contains("20: 10.0.0.1 answered in "), "{said}");
         assert!(said.contains("20 of 20 answered"), "{said}");
     }
+    // The one that answers goes to another process, with its address and its port.
+    let _ = host.ask(&["handover"]);
+    let _ = host.ask(&["restart", "c"]);
+    host.until_task("c.0", |it| it.number("generation") == 2);
+    let (status, said) = ended(&host, "c.0");
+    assert_eq!(status, 0, "{said}");
+    assert_eq!(host.task("a.0").number("generation"), 1);
 }
 
 #[test]

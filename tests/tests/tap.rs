@@ -120,6 +120,30 @@ fn bytes_go_both_ways_between_a_guest_and_the_machine() {
     });
 }
 
+/// With the host, the interface goes to another process, with what has arrived there.
+#[test]
+fn an_interface_goes_along_when_the_host_is_handed_over() {
+    let Some(_) = kvm() else { return };
+    let ping = app("ping");
+    with_tap(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let host = Host::up(directory.path(), &answering(&ping));
+        let pinger = Pinger::new();
+        pinger.until_answered(b"one");
+        for round in 0..3_u8 {
+            let _ = host.ask(&["handover"]);
+            pinger.until_answered(&[round; 500]);
+        }
+        let web = host.task("web.0");
+        assert_eq!((web.number("restarts"), web.number("generation")), (0, 1));
+        assert_eq!(web.number("sent_frames_dropped"), 0, "{web:?}");
+        // It is the host's to take again.
+        let _ = host.ask(&["restart", "web"]);
+        host.until_task("web.0", |it| it.number("generation") == 2);
+        pinger.until_answered(b"again");
+    });
+}
+
 /// Every way in which an interface cannot be had: one line with task, device and way out.
 #[test]
 fn each_refusal_names_task_device_and_way_out() {

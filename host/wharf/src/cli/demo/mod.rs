@@ -17,7 +17,7 @@ use super::up::last_line;
 use super::{output, table};
 use crate::build::{BuildOptions, Progress, Source};
 use crate::cell::protocol::{Selector, TaskState, UpgradeState, UpgradeStatus};
-use crate::control::{Client, SnapshotRequest, SwapRequest, UpgradeRequest};
+use crate::control::{Client, HandoverRequest, SnapshotRequest, SwapRequest, UpgradeRequest};
 use crate::text::one_line;
 use clients::{Clients, Total, get};
 
@@ -173,7 +173,8 @@ impl Drop for Process {
         let told = self.client.down().is_ok();
         let start = Instant::now();
         while told && start.elapsed() < PATIENCE {
-            if let Ok(Some(_)) = self.child.try_wait() {
+            // The one that was started may have handed over to another.
+            if matches!(self.child.try_wait(), Ok(Some(_))) && self.client.host().is_err() {
                 return;
             }
             thread::sleep(Duration::from_millis(10));
@@ -318,7 +319,8 @@ impl Tour {
             let (memory, pause) = (done.memory_bytes >> 10, table::time(done.pause_ns));
             Ok(format!("{memory} KiB, stood still for {pause}"))
         })?;
-        self.step("clone it", Self::clones)
+        self.step("clone it", Self::clones)?;
+        self.step("hand the host over", Self::hand_over)
     }
 
     /// Puts a plugin into its slot.
@@ -397,6 +399,31 @@ impl Tour {
 
     fn snapshot_file(&self) -> PathBuf {
         self.directory.path().join("store.snap")
+    }
+
+    /// Another process of this program in the place of the host that clients ask.
+    fn hand_over(&self) -> anyhow::Result<String> {
+        let client = &self.host.process.client;
+        let generations = |it: &Client| -> anyhow::Result<Vec<u64>> {
+            let tasks = it.tasks(None)?;
+            Ok(tasks.into_iter().map(|it| it.generation).collect())
+        };
+        let before = (client.host()?.pid, generations(client)?);
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let done = client.hand_over(&HandoverRequest { program })?;
+        let (pid, now) = (client.host()?.pid, generations(client)?);
+        ensure!(
+            pid == done.pid && pid != before.0,
+            "process {pid} is the host"
+        );
+        ensure!(now == before.1, "a guest was started anew");
+        let (guests, connections) = (done.guests, done.connections);
+        let pause = table::time(done.pause_max_ns);
+        Ok(format!(
+            "{guests} guests and {connections} connections from process {} to {pid}, each stood \
+             still for at most {pause}",
+            before.0
+        ))
     }
 
     /// Clones of the store, in a host of their own, each with what the store had.
