@@ -290,7 +290,7 @@ fn a_canary_gets_its_share_and_the_rest_when_it_is_good() {
     let directory = tempfile::tempdir().unwrap();
     let at = port();
     let image = app("http");
-    let config = "steps = [20, 60], period = \"1s\", connections = 0";
+    let config = "steps = [20, 60], period = \"1s\", connections = 0, p99-factor = 20";
     let toml = with_plugin("upgrader", &policy("canary-judge"), config) + &service(&image, at, "");
     let host = Host::up(directory.path(), &toml);
     let mut old = Client::of(at);

@@ -138,7 +138,12 @@ impl GuestMemory {
     /// When `len` is no multiple of [`PAGE`] or the host has no address space left.
     pub(crate) fn new(len: u64, huge: Range<u64>, is_shared: bool) -> Result<Self, Error> {
         if is_shared {
-            return Self::shared(len, huge, memory_file(len)?);
+            match memory_file(len) {
+                Ok(file) => return Self::shared(len, huge, file),
+                // Above `ulimit -f`, most likely, which counts these files, too. The guest
+                // is copied, then, when it goes to another process.
+                Err(e) => log::debug!("{e}: its memory is not shared"),
+            }
         }
         let memory = Self::reserve(len)?;
         memory.advise_pages(huge);
