@@ -22,7 +22,7 @@ fn main() {
         return;
     }
     for (think, load) in [
-        (20, "a request every 20 ms each, half of the machine idle"),
+        (20, "a request every 20 ms each"),
         (0, "without a pause, the machine full"),
     ] {
         measure(Duration::from_millis(think), load);
