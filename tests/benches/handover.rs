@@ -38,13 +38,7 @@ fn measure(think: Duration, load: &str) {
          publish = [\"{at}:80\"]\n"
     );
     let host = Host::up(directory.path(), &toml);
-    host.until("all serve", || {
-        let tasks = host.tasks();
-        tasks
-            .iter()
-            .all(|it| it.state() != "starting")
-            .then_some(())
-    });
+    host.until_started();
     let clients = Load::thinking(at, CLIENTS, "/", think);
     clients.until_more(1000);
     let (mut medians, mut longest, mut all) = (Vec::new(), Vec::new(), Vec::new());

@@ -232,6 +232,19 @@ impl Host {
         poll(look).unwrap_or_else(|| panic!("in vain for {what}; the host said: {}", self.said()))
     }
 
+    /// Waits until every replica has been started.
+    ///
+    /// # Panics
+    ///
+    /// When one never is.
+    pub fn until_started(&self) {
+        self.until("all tasks to start", || {
+            let tasks = self.tasks();
+            let started = tasks.iter().all(|it| it.state() != "starting");
+            started.then_some(())
+        });
+    }
+
     /// What it said on standard error.
     #[must_use]
     pub fn said(&self) -> String {

@@ -641,7 +641,14 @@ fn a_shadow_keeps_its_place_until_nobody_waits_for_it() {
         ..SwapOptions::default()
     };
     std::thread::scope(|scope| {
-        let shadow = || host.scheduler().swap(&plugin, &endless);
+        // Who asks whether all places are taken has one meanwhile.
+        let shadow = || {
+            let done = poll(|| match host.scheduler().swap(&plugin, &endless) {
+                Err(SwapRefusal::Busy(_)) => None,
+                done => Some(done),
+            });
+            done.unwrap()
+        };
         let shadows = [(); 3].map(|()| scope.spawn(shadow));
         let refusal = poll(|| host.scheduler().swap(&plugin, &dry_run).err());
         assert_eq!(

@@ -178,15 +178,7 @@ impl Machine {
         let layout = origin.plan(image)?;
         let is_shared = hypervisor.shares_memory;
         let memory = GuestMemory::new(layout.memory, layout.huge.clone(), is_shared)?;
-        let system = if is_hvt {
-            SystemPage::new(
-                layout.system.addr,
-                layout.fault_stack.end(),
-                hvt::PORTS_OPEN,
-            )
-        } else {
-            system_page(&layout)
-        };
+        let system = system_page(&layout, image.manifest().contract);
         let start = Start {
             registers: vcpu::first_registers(
                 image.entry().wrapping_add(layout.bias),
@@ -578,10 +570,13 @@ pub(crate) fn check_backends(image: &Image, backends: &[Backend]) -> Result<(), 
     }
 }
 
-/// The system page of a guest with wharf's contract.
-pub(crate) fn system_page(layout: &Layout) -> SystemPage {
-    let ports = Hypercall::ALL.map(Hypercall::port);
-    SystemPage::new(layout.system.addr, layout.fault_stack.end(), ports)
+/// The system page of a guest, which opens the ports of its contract.
+pub(crate) fn system_page(layout: &Layout, contract: Contract) -> SystemPage {
+    let (page, stack) = (layout.system.addr, layout.fault_stack.end());
+    match contract {
+        Contract::Hvt => SystemPage::new(page, stack, hvt::PORTS_OPEN),
+        Contract::Wharf(_) => SystemPage::new(page, stack, Hypercall::ALL.map(Hypercall::port)),
+    }
 }
 
 /// Makes a VM over `memory` and a vCPU in it that will go on from `start`.

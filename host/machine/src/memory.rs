@@ -140,8 +140,8 @@ impl GuestMemory {
         if is_shared {
             match memory_file(len) {
                 Ok(file) => return Self::shared(len, huge, file),
-                // Above `ulimit -f`, most likely, which counts these files, too. The guest
-                // is copied, then, when it goes to another process.
+                // Above `ulimit -f`, most likely, which counts these files, too. Such a
+                // guest cannot be handed over under the same limit.
                 Err(e) => log::debug!("{e}: its memory is not shared"),
             }
         }
@@ -171,11 +171,10 @@ impl GuestMemory {
     }
 
     fn advise_pages(&self, huge: Range<u64>) {
-        let (memory, len) = (self, self.len);
-        let (from, to) = (huge.start.min(len), huge.end.min(len));
-        memory.advise(0, from, Advice::SmallPages);
-        memory.advise(from, to, Advice::LargePages);
-        memory.advise(to.max(from), len, Advice::SmallPages);
+        let (from, to) = (huge.start.min(self.len), huge.end.min(self.len));
+        self.advise(0, from, Advice::SmallPages);
+        self.advise(from, to, Advice::LargePages);
+        self.advise(to.max(from), self.len, Advice::SmallPages);
     }
 
     /// Memory that has what `file` has from `at` on, of which a page is copied when

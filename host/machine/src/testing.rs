@@ -1,21 +1,24 @@
 //! Guests of a few instructions, for tests.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::{CodeAssembler, al, ecx, qword_ptr, rax, rdi, rsi};
+use serde_json::Value;
 use wharf_abi::device::{
     DeviceSetup, FEATURE_EVENT_IDX, FEATURE_VERSION_1, QUEUES_MAX, QueueSetup, STATUS_DRIVER_OK,
 };
 use wharf_abi::note::Note;
-use wharf_abi::{Answer, Hypercall, Interest, Manifest};
+use wharf_abi::{Answer, DeviceKind, Hypercall, Interest, Manifest};
 use zerocopy::IntoBytes;
 
+use crate::device::{Backend, Disk};
+use crate::handover::Luggage;
 use crate::image::Image;
 use crate::snapshot::{Saved, Snapshot};
-use crate::{Call, Exit, Hypervisor, Machine, UserSlice};
+use crate::{Buffers, Call, Exit, Hypervisor, Machine, UserSlice};
 
 /// Where the guest's code and its data are.
 const CODE: u64 = 0x40_0000;
@@ -46,7 +49,7 @@ pub(crate) fn kvm() -> Option<Hypervisor> {
         "REQUIRE_KVM=1, and there is no /dev/kvm"
     );
     // Not `eprintln!`, which the test harness swallows when the test passes.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: there is no /dev/kvm");
+    let _ = writeln!(io::stderr(), "SKIPPED: there is no /dev/kvm");
     None
 }
 
@@ -232,4 +235,52 @@ impl Frozen {
     pub(crate) fn open(&self, kvm: &Hypervisor) -> Arc<Snapshot> {
         Arc::new(Snapshot::open(kvm, &self.path).unwrap())
     }
+}
+
+/// A disk whose sectors are how often it was read. Its clones are the same disk.
+#[derive(Clone, Debug)]
+pub(crate) struct TestDisk(pub(crate) Arc<Mutex<u64>>);
+
+impl Disk for TestDisk {
+    fn len(&self) -> u64 {
+        64 * 512
+    }
+    fn is_read_only(&self) -> bool {
+        true
+    }
+    fn can_discard(&self) -> bool {
+        false
+    }
+    fn id(&self) -> &str {
+        "test"
+    }
+    fn read(&mut self, _: u64, into: &Buffers<'_>) -> io::Result<()> {
+        let mut count = self.0.lock().unwrap();
+        *count += 1;
+        into.copy_in(&count.to_le_bytes());
+        Ok(())
+    }
+    fn write(&mut self, _: u64, _: &Buffers<'_>) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+    fn carry(&self, _: &mut Luggage) -> io::Result<Value> {
+        Ok(Value::from(*self.0.lock().unwrap()))
+    }
+}
+
+pub(crate) fn disk(count: u64) -> (TestDisk, Vec<Backend>) {
+    let disk = TestDisk(Arc::new(Mutex::new(count)));
+    (disk.clone(), vec![Backend::Block(Box::new(disk))])
+}
+
+/// A guest that reads its disk over and over.
+pub(crate) fn disk_driver() -> Image {
+    let manifest = Manifest::new("driver", "1");
+    driver(manifest.with_device(DeviceKind::Block, "data"), true)
 }

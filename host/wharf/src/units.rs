@@ -102,6 +102,12 @@ fn product(text: &str, number: &str, factor: u64) -> Result<u64, UnitError> {
         })
 }
 
+/// A time as the socket and other processes are told it: in nanoseconds, or as many as
+/// there can be.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::UdpSocket;
+use std::path::Path;
 use std::time::Duration;
 
 use iced_x86::code_asm::{
@@ -78,6 +79,16 @@ fn talker() -> HvtBuilder {
         .device(NET, "service")
 }
 
+/// A task that runs it on the tap interface, and what else is said of that.
+fn talking(directory: &Path, more: &str) -> String {
+    let image = directory.join("talker.hvt");
+    fs::write(&image, talker().build()).unwrap();
+    format!(
+        "[[task]]\nname = \"web\"\nimage = {image:?}\n{more}\n\
+         [[task.net]]\ndevice = \"service\"\ntap = {TAP:?}\n"
+    )
+}
+
 #[test]
 fn bytes_go_both_ways_between_a_guest_and_the_machine() {
     if kvm().is_none() {
@@ -85,12 +96,7 @@ fn bytes_go_both_ways_between_a_guest_and_the_machine() {
     }
     with_tap(|| {
         let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("talker.hvt");
-        fs::write(&image, talker().build()).unwrap();
-        let toml = format!(
-            "[[task]]\nname = \"web\"\nimage = {image:?}\nrestart = \"never\"\n\
-             [[task.net]]\ndevice = \"service\"\ntap = {TAP:?}\n"
-        );
+        let toml = talking(directory.path(), "restart = \"never\"");
         let machine = UdpSocket::bind(("10.0.0.1", TO_MACHINE)).unwrap();
         machine
             .set_read_timeout(Some(Duration::from_millis(500)))
@@ -130,12 +136,7 @@ fn a_guest_outlives_its_interface() {
     }
     with_tap(|| {
         let directory = tempfile::tempdir().unwrap();
-        let image = directory.path().join("talker.hvt");
-        fs::write(&image, talker().build()).unwrap();
-        let toml = format!(
-            "[[task]]\nname = \"web\"\nimage = {image:?}\n\
-             [[task.net]]\ndevice = \"service\"\ntap = {TAP:?}\n"
-        );
+        let toml = talking(directory.path(), "");
         let host = Host::up(directory.path(), &toml);
         let until_arrived = |frames: u64| {
             host.until("frames", || (arrived(TAP) > frames).then_some(()));

@@ -35,9 +35,10 @@ pub use luggage::{BadLuggage, BytesRef, FileRef, Luggage};
 
 pub use crate::device::CarriedBackend;
 
+use crate::Error;
 use crate::boot;
 use crate::device::{Backend, CarriedDevices, Devices};
-use crate::hvt::{self, CarriedHvt, Hvt};
+use crate::hvt::{CarriedHvt, Hvt};
 use crate::image::{Contract, Image};
 use crate::layout::{Layout, LayoutError};
 use crate::machine::{
@@ -47,7 +48,6 @@ use crate::memory::{Backing, Gpa, GuestMemory, PAGE, Touched, Vm, memory_file, u
 use crate::snapshot::{Cpu, Registers};
 use crate::space::AddressSpace;
 use crate::vcpu::{FPU_WORDS, MXCSR_WORD, Start, Vcpu, held_rflags};
-use crate::{Error, descriptors::SystemPage};
 
 /// Why a guest does not go over.
 #[derive(Debug, thiserror::Error)]
@@ -314,20 +314,15 @@ impl Reserved {
                 GuestMemory::on_file(len, &file, *at, &below.clone().into())?
             }
         };
-        let is_hvt = image.manifest().contract == Contract::Hvt;
-        let system = if is_hvt {
-            let page = layout.system.addr;
-            SystemPage::new(page, layout.fault_stack.end(), hvt::PORTS_OPEN)
-        } else {
-            system_page(&layout)
-        };
+        let contract = image.manifest().contract;
+        let system = system_page(&layout, contract);
         let start = Start {
             registers: kvm_bindings::kvm_regs {
                 // Anything that KVM takes.
                 rflags: held_rflags(0),
                 ..Default::default()
             },
-            is_supervisor: is_hvt,
+            is_supervisor: contract == Contract::Hvt,
         };
         let (vm, vcpu) = assemble(hypervisor, &layout, memory, &system, &start)?;
         boot::populate_host(vm.memory(), &layout, 0);

@@ -1,21 +1,21 @@
 //! Guests that go on elsewhere: between two hypervisors of one process, through the same
 //! text that two processes exchange.
 
-use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
-use wharf_abi::{Answer, DeviceKind, Manifest};
+use wharf_abi::{Answer, Manifest};
 
 use super::{Announced, Carried, CarriedBackend, CarryError, Luggage, Reserved};
-use crate::device::{Backend, Disk};
+use crate::device::Backend;
 use crate::image::Image;
 use crate::snapshot::RestoreConfig;
 use crate::testing::{
-    BUFFER, COUNT, DATA, Frozen, counter, driver, image, kvm, to_served_wait, to_wait, wait, word,
+    BUFFER, COUNT, DATA, Frozen, counter, disk, disk_driver, image, kvm, to_served_wait, to_wait,
+    wait, word,
 };
-use crate::{BootConfig, Buffers, Call, Exit, Hypervisor, Machine};
+use crate::{BootConfig, Call, Exit, Hypervisor, Machine};
 
 fn boot(kvm: &Hypervisor, image: &Image, backends: Vec<Backend>) -> Machine {
     let config = BootConfig {
@@ -198,61 +198,12 @@ fn a_guest_that_was_carried_can_be_frozen_with_pages_that_were_never_touched_her
     assert_eq!((word(&clone, DATA), word(&clone, DATA + 16)), (2, 4));
 }
 
-#[derive(Clone, Debug)]
-struct TestDisk(Arc<Mutex<u64>>);
-
-impl Disk for TestDisk {
-    fn len(&self) -> u64 {
-        64 * 512
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn can_discard(&self) -> bool {
-        false
-    }
-    fn id(&self) -> &str {
-        "test"
-    }
-    fn read(&mut self, _: u64, into: &Buffers<'_>) -> io::Result<()> {
-        let mut count = self.0.lock().unwrap();
-        *count += 1;
-        into.copy_in(&count.to_le_bytes());
-        Ok(())
-    }
-    fn write(&mut self, _: u64, _: &Buffers<'_>) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-    fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn carry(&self, _: &mut Luggage) -> io::Result<Value> {
-        Ok(Value::from(*self.0.lock().unwrap()))
-    }
-}
-
-fn disk_driver() -> Arc<Image> {
-    let manifest = Manifest::new("driver", "1");
-    Arc::new(driver(
-        manifest.with_device(DeviceKind::Block, "data"),
-        true,
-    ))
-}
-
-fn disk() -> (TestDisk, Vec<Backend>) {
-    let disk = TestDisk(Arc::default());
-    (disk.clone(), vec![Backend::Block(Box::new(disk))])
-}
-
 #[test]
 fn a_ring_goes_on_around_and_around_and_no_request_is_served_twice() {
     let Some(kvm) = kvm() else { return };
     let kvm = kvm.with_shared_memory();
-    let image = disk_driver();
-    let (old, backends) = disk();
+    let image = Arc::new(disk_driver());
+    let (old, backends) = disk(0);
     let mut machine = boot(&kvm, &image, backends);
     to_served_wait(&mut machine, None);
     for _ in 1..13 {
@@ -260,7 +211,7 @@ fn a_ring_goes_on_around_and_around_and_no_request_is_served_twice() {
     }
     // Put into the ring and not looked at.
     to_wait(&mut machine, Some(0));
-    let (new, backends) = disk();
+    let (new, backends) = disk(0);
     let mut other = moved(&mut machine, &kvm, &image, backends);
     machine.let_go();
     assert_eq!(*old.0.lock().unwrap(), 13);
@@ -277,9 +228,8 @@ fn a_ring_goes_on_around_and_around_and_no_request_is_served_twice() {
 #[test]
 fn what_a_back_end_says_of_itself_arrives() {
     let Some(kvm) = kvm() else { return };
-    let image = disk_driver();
-    let (disk, backends) = disk();
-    *disk.0.lock().unwrap() = 41;
+    let image = Arc::new(disk_driver());
+    let (_, backends) = disk(41);
     let mut machine = boot(&kvm, &image, backends);
     to_served_wait(&mut machine, None);
     machine.announce(&mut Luggage::default()).unwrap();
@@ -291,8 +241,8 @@ fn what_a_back_end_says_of_itself_arrives() {
 #[test]
 fn what_does_not_add_up_is_refused() {
     let Some(kvm) = kvm() else { return };
-    let image = disk_driver();
-    let (_, backends) = disk();
+    let image = Arc::new(disk_driver());
+    let (_, backends) = disk(0);
     let mut machine = boot(&kvm, &image, backends);
     to_served_wait(&mut machine, None);
     let changes: [(&str, Value, &str); 9] = [
@@ -337,7 +287,7 @@ fn what_does_not_add_up_is_refused() {
         let mut text = serde_json::to_value(&carried).unwrap();
         *text.pointer_mut(place).unwrap_or_else(|| panic!("{place}")) = value;
         let carried: Carried = serde_json::from_value(text).unwrap();
-        let (_, backends) = disk();
+        let (_, backends) = disk(0);
         let refused = reserved
             .go_on(&carried, &mut luggage, backends)
             .unwrap_err();

@@ -139,7 +139,7 @@ impl Prepared {
         let Snapshot { state, layout, .. } = snapshot.as_ref();
         let (len, at) = (snapshot.memory_len, snapshot.memory_at);
         let memory = GuestMemory::on_file(len, &snapshot.file, at, &snapshot.pages)?;
-        let system = system_page(layout);
+        let system = system_page(layout, snapshot.image.manifest().contract);
         let start = Start {
             registers: state.registers.kvm(),
             is_supervisor: false,

@@ -87,9 +87,7 @@ impl LogTarget {
         let _ = self.pieces.send(piece);
         true
     }
-}
 
-impl LogTarget {
     /// Waits until everything is written that was appended so far, or for a moment: what
     /// another process appends to the same file then comes behind it.
     pub(super) fn settle(&self) {

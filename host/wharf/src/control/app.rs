@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 use tokio::sync::{Semaphore, watch};
@@ -13,6 +13,7 @@ use super::resources::HostStatus;
 use super::server::{FOLLOWERS, ServeConfig};
 use crate::cell::protocol::{NoSuchTask, Selector, TaskStatus};
 use crate::cell::{Cell, ControlFiles};
+use crate::units::nanos;
 
 /// What the routes have in common. Asking the cell blocks the one thread that
 /// serves, on purpose: its supervisor does nothing that takes time, and so answers
@@ -88,7 +89,6 @@ impl App {
 
     /// The process, as it is now.
     pub(super) fn host_status(&self) -> HostStatus {
-        let ns = |time: Duration| time.as_nanos().try_into().unwrap_or(u64::MAX);
         let started = self.started.duration_since(UNIX_EPOCH);
         HostStatus {
             pid: std::process::id(),
@@ -96,8 +96,8 @@ impl App {
             config: self.config.config.clone(),
             workers: self.config.workers,
             tasks: self.cell.tasks().len(),
-            started_ns: ns(started.unwrap_or_default()),
-            uptime_ns: ns(self.since.elapsed()),
+            started_ns: nanos(started.unwrap_or_default()),
+            uptime_ns: nanos(self.since.elapsed()),
         }
     }
 }

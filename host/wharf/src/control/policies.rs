@@ -25,6 +25,7 @@ use super::app::App;
 use super::feed::{self, Feed, push_line};
 use super::problem::{Asked, Problem, aside, read_body};
 use super::resources::TraceQuery;
+use crate::units::nanos;
 
 /// How long a shadow waits for questions, when nobody says.
 const SHADOW_PATIENCE: Duration = Duration::from_secs(60);
@@ -210,7 +211,7 @@ pub(super) async fn rollback(
         Json(RollbackReport {
             old: it.old,
             new: it.new,
-            pause_ns: ns(it.pause),
+            pause_ns: nanos(it.pause),
         })
     })
     .map_err(|e| conflict(&e))
@@ -310,7 +311,7 @@ fn take_out(slots: &Slots, slot: SlotName, request: &SwapRequest) -> Result<Swap
         rehearsed: 0,
         shadow: None,
         state: "none".to_owned(),
-        pause_ns: removed.pause.map(ns),
+        pause_ns: removed.pause.map(nanos),
     })
 }
 
@@ -338,7 +339,7 @@ fn report(done: Swapped) -> SwapReport {
             StateMoved::Bytes(len) => format!("{len} bytes handed over"),
             StateMoved::Fresh(reason) => format!("begun anew: {reason}"),
         },
-        pause_ns: done.pause.map(ns),
+        pause_ns: done.pause.map(nanos),
     }
 }
 
@@ -356,10 +357,6 @@ impl Drop for Waiting {
 
 fn conflict(error: &dyn std::error::Error) -> Problem {
     Problem::new(StatusCode::CONFLICT, crate::text::one_line(error))
-}
-
-fn ns(time: Duration) -> u64 {
-    time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 
 /// A trace as a feed.

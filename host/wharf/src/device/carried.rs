@@ -19,14 +19,8 @@ use super::overlay::Overlay;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum CarriedDisk {
-    /// In a file, which is locked.
-    File {
-        file: FileRef,
-        name: String,
-        len: u64,
-        writable: bool,
-        lost: bool,
-    },
+    /// In a file.
+    File(CarriedFile),
     /// In memory.
     Memory {
         file: FileRef,
@@ -41,6 +35,16 @@ pub(super) enum CarriedDisk {
     },
 }
 
+/// A disk in a file, which is locked.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CarriedFile {
+    pub(super) file: FileRef,
+    pub(super) name: String,
+    pub(super) len: u64,
+    pub(super) writable: bool,
+    pub(super) lost: bool,
+}
+
 /// A back end cannot be gone on with.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CarriedError {
@@ -50,8 +54,8 @@ pub(crate) enum CarriedError {
     /// Something of it has not come along.
     #[error(transparent)]
     Luggage(#[from] BadLuggage),
-    /// It is of a kind that cannot be there.
-    #[error("a disk that is written beside a disk that is written beside another")]
+    /// It is of a kind that cannot be there: only files are written beside.
+    #[error("a disk that is written beside something that is no file")]
     Nested,
     /// The kernel has nothing left for it.
     #[error(transparent)]
@@ -107,47 +111,29 @@ pub(crate) fn understood<T: for<'a> Deserialize<'a>>(it: &Value) -> Result<T, Ca
 
 fn disk(it: &Value, luggage: &mut Luggage) -> Result<Box<dyn Disk>, CarriedError> {
     Ok(match understood(it)? {
+        CarriedDisk::File(it) => Box::new(file(it, luggage)?),
+        CarriedDisk::Memory { file, name, len } => {
+            let file = luggage.take_file(file)?.into();
+            Box::new(MemoryDisk::go_on(file, name, len))
+        }
         CarriedDisk::Overlay {
             below,
             above,
             written,
         } => {
+            let CarriedDisk::File(below) = understood(&below)? else {
+                return Err(CarriedError::Nested);
+            };
+            let below = file(below, luggage)?;
             let above = File::from(luggage.take_file(above)?);
-            let written = luggage.bytes(written)?.to_vec();
-            match understood(&below)? {
-                CarriedDisk::Overlay { .. } => return Err(CarriedError::Nested),
-                CarriedDisk::File {
-                    file,
-                    name,
-                    len,
-                    writable,
-                    lost,
-                } => {
-                    let file = luggage.take_file(file)?.into();
-                    let below = FileDisk::go_on(file, name, len, writable, lost);
-                    Box::new(Overlay::go_on(below, above, &written))
-                }
-                CarriedDisk::Memory { file, name, len } => {
-                    let below = MemoryDisk::go_on(luggage.take_file(file)?.into(), name, len);
-                    Box::new(Overlay::go_on(below, above, &written))
-                }
-            }
-        }
-        CarriedDisk::File {
-            file,
-            name,
-            len,
-            writable,
-            lost,
-        } => {
-            let file = luggage.take_file(file)?.into();
-            Box::new(FileDisk::go_on(file, name, len, writable, lost))
-        }
-        CarriedDisk::Memory { file, name, len } => {
-            let file = luggage.take_file(file)?.into();
-            Box::new(MemoryDisk::go_on(file, name, len))
+            Box::new(Overlay::go_on(below, above, luggage.bytes(written)?))
         }
     })
+}
+
+fn file(it: CarriedFile, luggage: &mut Luggage) -> Result<FileDisk, BadLuggage> {
+    let file = luggage.take_file(it.file)?.into();
+    Ok(FileDisk::go_on(file, it.name, it.len, it.writable, it.lost))
 }
 
 #[cfg(test)]

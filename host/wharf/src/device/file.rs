@@ -14,7 +14,7 @@ use wharf_machine::Buffers;
 use wharf_machine::device::Disk;
 use wharf_machine::handover::Luggage;
 
-use super::carried::{CarriedDisk, described};
+use super::carried::{CarriedDisk, CarriedFile, described};
 use super::heir::{self, OnFile};
 use super::{DiskError, is_disk_size, lock};
 
@@ -53,9 +53,7 @@ impl FileDisk {
             lost: false,
         })
     }
-}
 
-impl FileDisk {
     /// Goes on with a file that another process has locked, which is locked here as well.
     pub(super) fn go_on(file: File, name: String, len: u64, writable: bool, lost: bool) -> Self {
         Self {
@@ -129,13 +127,13 @@ impl Disk for FileDisk {
     }
 
     fn carry(&self, luggage: &mut Luggage) -> io::Result<Value> {
-        described(&CarriedDisk::File {
+        described(&CarriedDisk::File(CarriedFile {
             file: luggage.put_file(self.file.try_clone()?.into()),
             name: self.name.clone(),
             len: self.len,
             writable: self.writable,
             lost: self.lost,
-        })
+        }))
     }
 
     fn share(&self) -> Option<io::Result<Box<dyn Disk>>> {

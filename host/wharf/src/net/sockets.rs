@@ -26,6 +26,7 @@ use super::board::{
 use super::{CONNECTIONS_MAX, NetError, refused};
 use crate::device::carried::{CarriedError, understood};
 use crate::headroom;
+use crate::units::nanos;
 
 /// Events that are taken in at a stretch.
 const EVENTS: usize = 256;
@@ -426,10 +427,6 @@ impl Drop for Sockets {
             self.gone(true);
         }
     }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn refusal(error: &io::Error) -> Refusal {

@@ -4,22 +4,20 @@ mod files;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rcx, rdi};
-use serde_json::Value;
 use wharf_abi::{Answer, BootPage, DeviceKind, Manifest};
 use zerocopy::FromBytes;
 
 use super::{RestoreConfig, RestoreError, SaveError, Snapshot};
-use crate::device::{Backend, Console, Disk, Input};
+use crate::device::{Backend, Console, Input};
 use crate::fault::Cause;
-use crate::handover::Luggage;
 use crate::memory::{PAGE, u64_of};
 use crate::testing::{
-    BUFFER, COUNT, DATA, Frozen, USED, counter, driver, image, kvm, to_served_wait, to_wait, wait,
-    word,
+    BUFFER, COUNT, DATA, Frozen, USED, counter, disk, disk_driver, driver, image, kvm,
+    to_served_wait, to_wait, wait, word,
 };
 use crate::{BootConfig, Buffers, Call, Exit, Hypervisor, Machine, UserSlice};
 
@@ -202,53 +200,6 @@ fn kib_of(path: &std::path::Path, key: &str) -> u64 {
         }
     }
     sum
-}
-
-#[derive(Clone, Debug)]
-struct TestDisk(Arc<Mutex<u64>>);
-
-impl Disk for TestDisk {
-    fn len(&self) -> u64 {
-        64 * 512
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn can_discard(&self) -> bool {
-        false
-    }
-    fn id(&self) -> &str {
-        "test"
-    }
-    fn read(&mut self, _: u64, into: &Buffers<'_>) -> io::Result<()> {
-        let mut count = self.0.lock().unwrap();
-        *count += 1;
-        into.copy_in(&count.to_le_bytes());
-        Ok(())
-    }
-    fn write(&mut self, _: u64, _: &Buffers<'_>) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-    fn discard(&mut self, _: u64, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn carry(&self, _: &mut Luggage) -> io::Result<Value> {
-        Ok(Value::Null)
-    }
-}
-
-fn disk(count: u64) -> (TestDisk, Vec<Backend>) {
-    let disk = TestDisk(Arc::new(Mutex::new(count)));
-    (disk.clone(), vec![Backend::Block(Box::new(disk))])
-}
-
-/// A guest that reads its disk over and over.
-fn disk_driver() -> crate::image::Image {
-    let manifest = Manifest::new("driver", "1");
-    driver(manifest.with_device(DeviceKind::Block, "data"), true)
 }
 
 #[test]

@@ -214,6 +214,7 @@ impl CarriedConsole {
             bytes: luggage.put_bytes(&piece.bytes),
         }
     }
+
     /// Takes it out again.
     pub(in crate::cell) fn take(&self, luggage: &Luggage) -> Result<Piece, BadLuggage> {
         Ok(Piece {

@@ -30,8 +30,8 @@
 //! [`Message::GiveBack`] gives each guest that it has taken. *Taken* is what counts: a
 //! guest whose *Taken* has been sent runs in the new process and nowhere else, and one
 //! that the new process keeps silent about is the old one's again, which ends the other
-//! first. So no guest ever runs twice, and none is lost but with the process that it
-//! runs in.
+//! first. So no guest ever runs twice. Those that a process has taken are lost with it, be
+//! it killed for its silence or end for an error of its own while it takes more.
 //!
 //! The two may be of different versions: messages are JSON, in which a newer process
 //! finds what an older one wrote. [`FORMAT`] changes when that does not go any more.
@@ -44,6 +44,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::text::one_line;
 
 pub(super) use link::{Link, LinkError};
 pub(super) use message::{
@@ -115,4 +117,11 @@ pub enum HandoverError {
     /// What it handed over cannot be gone on with.
     #[error("{0}")]
     Unfit(String),
+}
+
+impl HandoverError {
+    /// What was handed over cannot be gone on with, for this reason.
+    pub(super) fn unfit(error: &dyn std::error::Error) -> Self {
+        Self::Unfit(one_line(error))
+    }
 }

@@ -180,7 +180,7 @@ struct Expected {
     /// around to things when it makes one, which takes a second or two where all
     /// processors are busy; so each is made by a thread of its own, all at once.
     machine: Receiver<Result<Reserved, String>>,
-    is_reserved: Option<Reserved>,
+    reserved: Option<Reserved>,
 }
 
 /// What came of a message.
@@ -216,8 +216,8 @@ impl Reception {
     ) -> Result<Heard, HandoverError> {
         match message {
             Message::Image(bytes) => {
-                let bytes = luggage.bytes(bytes).map_err(|e| unfit(&e))?;
-                let image = Image::parse(bytes.to_vec()).map_err(|e| unfit(&e))?;
+                let bytes = luggage.bytes(bytes).map_err(|e| HandoverError::unfit(&e))?;
+                let image = Image::parse(bytes.to_vec()).map_err(|e| HandoverError::unfit(&e))?;
                 self.images.push(Arc::new(image));
             }
             Message::Announce(announcement) => {
@@ -228,7 +228,7 @@ impl Reception {
                 let expected = self.expected.get_mut(&key);
                 let made = expected.map(|it| {
                     let made = it.machine.recv().unwrap_or_else(|e| Err(e.to_string()));
-                    made.map(|machine| it.is_reserved = Some(machine))
+                    made.map(|machine| it.reserved = Some(machine))
                 });
                 match made {
                     Some(Ok(())) => link.tell(&Message::Reserved)?,
@@ -259,7 +259,9 @@ impl Reception {
         } = announcement;
         let image = self.image(image)?;
         let birth = birth.ok_or(HandoverError::Unexpected("a replica that there is"))?;
-        let written = console.take(&luggage).map_err(|e| unfit(&e))?;
+        let written = console
+            .take(&luggage)
+            .map_err(|e| HandoverError::unfit(&e))?;
         birth.console.go_on(&written);
         let (made, is_made) = bounded(1);
         let (hypervisor, its) = (Arc::clone(&shared.hypervisor), Arc::clone(&image));
@@ -270,7 +272,7 @@ impl Reception {
                 // Nobody may want it any more.
                 let _ = made.send(reserved.map_err(|e| one_line(&e)));
             })
-            .map_err(|e| unfit(&e))?;
+            .map_err(|e| HandoverError::unfit(&e))?;
         let expected = Expected {
             birth: Birth {
                 spec: Arc::new(spec),
@@ -278,7 +280,7 @@ impl Reception {
                 ..birth
             },
             machine: is_made,
-            is_reserved: None,
+            reserved: None,
         };
         self.expected.insert(key, expected);
         Ok(())
@@ -292,11 +294,13 @@ impl Reception {
         shared: &Shared,
     ) -> Result<Heard, HandoverError> {
         let expected = self.expected.remove(&guest.key);
-        let Some((birth, machine)) = expected.and_then(|it| Some((it.birth, it.is_reserved?)))
-        else {
+        let Some((birth, machine)) = expected.and_then(|it| Some((it.birth, it.reserved?))) else {
             return Err(HandoverError::Unexpected("a guest that has a machine"));
         };
-        let written = guest.console.take(&luggage).map_err(|e| unfit(&e))?;
+        let written = guest
+            .console
+            .take(&luggage)
+            .map_err(|e| HandoverError::unfit(&e))?;
         let (console, meters) = (Arc::clone(&birth.console), Arc::clone(&birth.meters));
         match Live::go_on(shared, birth, machine, guest, &mut luggage) {
             Ok(live) => {
@@ -310,8 +314,4 @@ impl Reception {
             }
         }
     }
-}
-
-fn unfit(error: &dyn std::error::Error) -> HandoverError {
-    HandoverError::Unfit(one_line(error))
 }

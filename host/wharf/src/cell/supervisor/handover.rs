@@ -15,7 +15,6 @@ use wharf_machine::image::Image;
 use wharf_model::Outcome;
 use wharf_model::cell::{State, TaskKey};
 
-use super::upgrade::nanos;
 use super::{Going, Member, Supervisor};
 use crate::cell::console::CONSOLE_BYTES;
 use crate::cell::handover::{
@@ -27,6 +26,7 @@ use crate::cell::protocol::{EventKind, HandoverStatus, Reply};
 use crate::cell::worker::{FromWorker, Live, Mailbox, ToWorker};
 use crate::net::Waiting;
 use crate::text::{one_line, shown};
+use crate::units::nanos;
 
 /// How long a guest that is being made, or ended, may take to get done.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
@@ -254,7 +254,10 @@ impl Supervisor {
         let components = slots.components.iter();
         let components = components.map(|(digest, it)| (digest.clone(), luggage.put_bytes(it)));
         let components = components.collect();
-        let ports = self.acceptor.ports().map_err(|e| unfit(&e))?;
+        let ports = self
+            .acceptor
+            .ports()
+            .map_err(|e| HandoverError::unfit(&e))?;
         let ports = ports.into_iter().map(|it| PortFile {
             task: it.task,
             publish: it.publish,
@@ -284,7 +287,7 @@ impl Supervisor {
             members.push(successor.carry(member, !is_away, &mut luggage)?);
         }
         let mut file = |file: io::Result<OwnedFd>| {
-            let file = file.map_err(|e| unfit(&e))?;
+            let file = file.map_err(|e| HandoverError::unfit(&e))?;
             Ok::<_, HandoverError>(luggage.put_file(file))
         };
         let stranded = stranded.iter().map(|it| {
@@ -486,8 +489,4 @@ fn verbosity() -> Option<&'static str> {
         LevelFilter::Debug => Some("-vv"),
         LevelFilter::Trace => Some("-vvv"),
     }
-}
-
-fn unfit(error: &dyn std::error::Error) -> HandoverError {
-    HandoverError::Unfit(one_line(error))
 }

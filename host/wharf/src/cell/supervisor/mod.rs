@@ -29,7 +29,7 @@ use super::protocol::{
 };
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
 use super::{CellConfig, CellError, Ended, Request, Shared, TaskSpec};
-use crate::net::{Acceptor, Board, Share};
+use crate::net::{Acceptor, Share};
 use handover::Departed;
 use rollout::Rollout;
 use upgrade::{Ongoing, Running};
@@ -199,7 +199,6 @@ struct Supervisor {
     members: Vec<Member>,
     workers: Workers,
     events: Arc<EventLog>,
-    board: Arc<Board>,
     rollouts: Vec<Rollout>,
     /// The last of those that are over.
     past_rollouts: VecDeque<UpgradeStatus>,
@@ -261,7 +260,6 @@ impl Supervisor {
             _outbox: outbox,
             said,
             departed: Departed::default(),
-            board: Arc::clone(&shared.board),
             shared: shared.clone(),
             config,
             rollouts: Vec::new(),

@@ -14,6 +14,7 @@ use crate::cell::events::EventLog;
 use crate::cell::protocol::{EventKind, NoSuchTask, Reply, Selector, SnapshotStatus};
 use crate::cell::worker::{Frozen, Mailbox, ToWorker};
 use crate::text::{one_line, shown};
+use crate::units::nanos;
 
 /// Snapshots that are written at a time: each is a guest's memory once more.
 const WRITERS_MAX: usize = 4;
@@ -131,8 +132,8 @@ impl Work {
             generation,
             file: self.file.display().to_string(),
             memory_bytes: frozen.saved.resident(),
-            pause_ns: super::upgrade::nanos(frozen.pause),
-            took_ns: super::upgrade::nanos(start.elapsed()),
+            pause_ns: nanos(frozen.pause),
+            took_ns: nanos(start.elapsed()),
         })
     }
 }

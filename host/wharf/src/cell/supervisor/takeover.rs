@@ -221,7 +221,7 @@ impl Newcomer {
                     supervisor.run(&requests, Going::On);
                 }
             })
-            .map_err(|e| unfit(&e))?;
+            .map_err(|e| HandoverError::unfit(&e))?;
         // What follows cannot fail.
         let guests = self.places.len();
         supervisor.events.go_on(events);
@@ -274,7 +274,9 @@ impl Supervisor {
         member.reason = reason;
         if let Some((counts, console)) = rest {
             member.meters.count_on(&counts);
-            let console = console.take(luggage).map_err(|e| unfit(&e))?;
+            let console = console
+                .take(luggage)
+                .map_err(|e| HandoverError::unfit(&e))?;
             member.console.go_on(&console);
         }
         Ok(())
@@ -294,24 +296,29 @@ fn set_up(
         ports,
         switch,
     } = world;
-    let hypervisor = Hypervisor::open().map_err(|e| unfit(&e))?;
+    let hypervisor = Hypervisor::open().map_err(|e| HandoverError::unfit(&e))?;
     let hypervisor = Arc::new(hypervisor.with_shared_memory());
     let own = policies::slots(&config, &events);
     for (digest, bytes) in components {
-        let component = luggage.bytes(bytes).map_err(|e| unfit(&e))?.into();
+        let component = luggage
+            .bytes(bytes)
+            .map_err(|e| HandoverError::unfit(&e))?
+            .into();
         slots.components.insert(digest, component);
     }
-    own.go_on(&slots).map_err(|e| unfit(&e))?;
+    own.go_on(&slots).map_err(|e| HandoverError::unfit(&e))?;
     let ports = ports.into_iter().map(|it| {
         Ok(SharedPort {
             task: it.task,
             publish: it.publish,
-            listener: luggage.take_file(it.listener).map_err(|e| unfit(&e))?,
+            listener: luggage
+                .take_file(it.listener)
+                .map_err(|e| HandoverError::unfit(&e))?,
         })
     });
     let ports = ports.collect::<Result<Vec<_>, HandoverError>>()?;
-    let acceptor = Acceptor::go_on(router(&own), ports).map_err(|e| unfit(&e))?;
-    let cell = |error: CellError| unfit(&error);
+    let acceptor = Acceptor::go_on(router(&own), ports).map_err(|e| HandoverError::unfit(&e))?;
+    let cell = |error: CellError| HandoverError::unfit(&error);
     let templates = Templates::start(&hypervisor, &config.tasks).map_err(cell)?;
     let shared = Shared {
         hypervisor,
@@ -326,7 +333,9 @@ fn set_up(
 fn waiting(it: &Stranded, luggage: &mut Luggage) -> Result<Waiting, HandoverError> {
     let waited = Duration::from_nanos(it.waited);
     let now = Instant::now();
-    let socket = luggage.take_file(it.socket).map_err(|e| unfit(&e))?;
+    let socket = luggage
+        .take_file(it.socket)
+        .map_err(|e| HandoverError::unfit(&e))?;
     Ok(Waiting {
         since: now.checked_sub(waited).unwrap_or(now),
         port: it.port,
@@ -337,15 +346,15 @@ fn waiting(it: &Stranded, luggage: &mut Luggage) -> Result<Waiting, HandoverErro
 }
 
 fn control_files(it: Control, luggage: &mut Luggage) -> Result<ControlFiles, HandoverError> {
-    let mut file = |file| luggage.take_file(file).map_err(|e| unfit(&e));
+    let mut file = |file| {
+        luggage
+            .take_file(file)
+            .map_err(|e| HandoverError::unfit(&e))
+    };
     Ok(ControlFiles {
         path: it.path,
         listener: file(it.listener)?,
         lock: file(it.lock)?,
         config: it.config,
     })
-}
-
-fn unfit(error: &dyn std::error::Error) -> HandoverError {
-    HandoverError::Unfit(one_line(error))
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use wharf_machine::image::Image;
 use wharf_model::cell::{Event as Fact, TaskKey};
@@ -18,6 +17,7 @@ use crate::cell::meters::Meters;
 use crate::cell::protocol::{Beside, EventKind, TaskState, TaskStatus};
 use crate::cell::worker::{Birth, Cut, Handed, ToWorker};
 use crate::net::{Share, TimesThen};
+use crate::units::nanos;
 
 /// What a replica runs.
 #[derive(Clone)]
@@ -235,7 +235,7 @@ impl Supervisor {
                 if let Some(member) = self.members.get(new.replica) {
                     member.share.set(Share::ALL.saturating_sub(percent));
                 }
-                self.board.knock();
+                self.shared.board.knock();
                 if (1..Share::ALL).contains(&percent) {
                     let detail = format!("{percent} % of new connections");
                     self.note(new, EventKind::UpgradeShared, detail);
@@ -485,8 +485,4 @@ impl Supervisor {
         }
         going
     }
-}
-
-pub(super) fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

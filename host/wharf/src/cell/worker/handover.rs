@@ -109,40 +109,17 @@ impl Live {
     ) -> Result<Self, String> {
         let backends = back_ends(shared, &birth, &carried.machine, luggage);
         let backends = backends.map_err(|e| one_line(&e))?;
-        let Birth {
-            key,
-            spec,
-            image,
-            console,
-            meters,
-            share,
-            log,
-            ..
-        } = birth;
-        let image = image.ok_or("its image is not there")?;
+        let image = birth.image.clone().ok_or("its image is not there")?;
         let next = carried
             .next
             .action()
             .ok_or("it has an answer that there is not")?;
-        meters.set_activity(Activity::Ready);
+        birth.meters.set_activity(Activity::Ready);
         let machine = reserved.go_on(&carried.machine, luggage, backends);
         let machine = machine.map_err(|e| one_line(&e))?;
         headroom::check().map_err(|e| one_line(&e))?;
         let guest = GuestRun::go_on(machine, image, &carried.run, luggage);
         let guest = guest.map_err(|e| one_line(&e))?;
-        Ok(Self {
-            key,
-            sleeps_until: None,
-            is_parked: false,
-            spec,
-            guest,
-            next,
-            console,
-            log,
-            meters,
-            share,
-            role: None,
-            cloned: None,
-        })
+        Ok(Self::new(birth, guest, next))
     }
 }

@@ -100,21 +100,12 @@ impl Live {
     /// One that is to take the place of `old` has the same disks, and is not begun.
     pub(super) fn boot(shared: &Shared, birth: Birth, old: Option<&Self>) -> Result<Self, String> {
         let guest = guest_of(&birth);
-        let Birth {
-            key,
-            spec,
-            image,
-            console,
-            meters,
-            share,
-            log,
-            heir_of,
-            ..
-        } = birth;
+        let (key, spec, meters) = (birth.key, &birth.spec, &birth.meters);
+        let is_heir = birth.heir_of.is_some();
         meters.set_activity(Activity::Ready);
         let line = |e: &dyn std::error::Error| crate::text::one_line(e);
-        let (image, prepared) = match (image, spec.clones) {
-            (Some(image), _) => (image, None),
+        let (image, prepared) = match (&birth.image, spec.clones) {
+            (Some(image), _) => (Arc::clone(image), None),
             (None, None) => (
                 Arc::new(Image::open(&spec.image).map_err(|e| line(&e))?),
                 None,
@@ -126,7 +117,7 @@ impl Live {
         };
         let network = || -> Result<Box<dyn Network>, NetError> {
             let (board, traffic) = (Arc::clone(&shared.board), Arc::clone(meters.traffic()));
-            let share = Arc::clone(&share);
+            let share = Arc::clone(&birth.share);
             Ok(Box::new(Sockets::new(board, guest, traffic, share)?))
         };
         let wire = |device, tap: Option<&str>| -> Result<Box<dyn Wire>, NetError> {
@@ -156,12 +147,12 @@ impl Live {
             None => {
                 let mut boot = spec.boot.clone();
                 boot.generation = key.generation;
-                boot.is_heir = heir_of.is_some();
+                boot.is_heir = is_heir;
                 let machine = Machine::boot(&shared.hypervisor, &image, &boot, backends);
                 (machine.map_err(|e| line(&e))?, None)
             }
         };
-        if heir_of.is_some() {
+        if is_heir {
             machine.hold_wires();
         }
         // Asked last: what is not left then was this guest's.
@@ -170,19 +161,28 @@ impl Live {
         let mut guest = GuestRun::new(machine, image, task);
         let next = guest.handle(Event::Start);
         Ok(Self {
-            key,
+            role: is_heir.then_some(Role::Heir { is_ready: false }),
+            cloned,
+            ..Self::new(birth, guest, next)
+        })
+    }
+
+    /// A guest that was made, of which this is to be done first.
+    pub(super) fn new(birth: Birth, guest: GuestRun, next: Action) -> Self {
+        Self {
+            key: birth.key,
             sleeps_until: None,
             is_parked: false,
-            spec,
+            spec: birth.spec,
             guest,
             next,
-            console,
-            log,
-            meters,
-            share,
-            role: heir_of.is_some().then_some(Role::Heir { is_ready: false }),
-            cloned,
-        })
+            console: birth.console,
+            log: birth.log,
+            meters: birth.meters,
+            share: birth.share,
+            role: None,
+            cloned: None,
+        }
     }
 
     /// Freezes it as it stands; it goes on as if nothing had been. The error says why
