@@ -13,10 +13,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use crc32fast::Hasher;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
+use tempfile::NamedTempFile;
 use vmm_sys_util::seek_hole::SeekHole;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -95,17 +99,68 @@ pub(super) fn write_to(saved: &Saved, image: &Image, path: &Path) -> Result<(), 
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    // For its owner alone: a guest's memory holds its keys. Dropped, it is gone.
-    let mut file = tempfile::Builder::new()
-        .prefix(".snapshot-")
-        .tempfile_in(directory)
-        .map_err(failed)?;
-    write(saved, image, file.as_file_mut()).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|e| failed(e.error))?;
+    let mut file = Nascent::new(directory).map_err(failed)?;
+    write(saved, image, file.file()).map_err(failed)?;
+    file.file().sync_all().map_err(failed)?;
+    file.name(directory, path).map_err(failed)?;
     // The name, too, is to survive.
     let directory = File::open(directory).map_err(failed)?;
     directory.sync_all().map_err(failed)
+}
+
+/// A file that does not have its name yet. It is for its owner alone, since a guest's
+/// memory holds its keys; dropped, it is gone.
+enum Nascent {
+    /// It has no name at all, so that nothing is left of it when this process is killed.
+    Unnamed(File),
+    /// The file system has no such files.
+    Named(NamedTempFile),
+}
+
+impl Nascent {
+    fn new(directory: &Path) -> io::Result<Self> {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        match rustix::fs::open(directory, flags, mode) {
+            Ok(file) => Ok(Self::Unnamed(file.into())),
+            // The second is what a kernel says that does not know the flag (open(2)).
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                let named = temporary().tempfile_in(directory);
+                named.map(Self::Named)
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn file(&mut self) -> &mut File {
+        match self {
+            Self::Unnamed(file) => file,
+            Self::Named(file) => file.as_file_mut(),
+        }
+    }
+
+    /// Gives it its name, in the place of what has that now.
+    fn name(self, directory: &Path, path: &Path) -> io::Result<()> {
+        match self {
+            // A link does not replace what is there: a new name does.
+            Self::Unnamed(file) => {
+                let link = |name: &Path| {
+                    let nameless = format!("/proc/self/fd/{}", file.as_raw_fd());
+                    let how = AtFlags::SYMLINK_FOLLOW;
+                    Ok(rustix::fs::linkat(CWD, nameless, CWD, name, how)?)
+                };
+                let named = temporary().make_in(directory, link)?;
+                named.persist(path).map(drop).map_err(|e| e.error)
+            }
+            Self::Named(file) => file.persist(path).map(drop).map_err(|e| e.error),
+        }
+    }
+}
+
+fn temporary() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".snapshot-");
+    builder
 }
 
 /// Says what went wrong, and what to do when there was no room.
