@@ -16,6 +16,7 @@ pub mod elf;
 pub mod floor;
 pub mod frames;
 pub mod guest;
+pub mod handover;
 pub mod host;
 pub mod http;
 pub mod hvt;

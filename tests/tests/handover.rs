@@ -1,63 +1,22 @@
 //! The host in the place of another: what clients, guests, operators and disks see of it,
-//! and of its going wrong.
+//! when all goes well.
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use wharf_tests::command::{Printed, app, output, policy, wharf_path};
+use wharf_tests::command::{app, output, policy};
 use wharf_tests::guest::kvm;
+use wharf_tests::handover::{hand_over, service};
 use wharf_tests::host::{Host, Object, objects, poll};
 use wharf_tests::http::{Client, text};
 use wharf_tests::load::Load;
 use wharf_tests::net::port;
-use wharf_tests::process::open_files;
-
-/// A task that is published at a port, and what else is said of it.
-fn service(name: &str, image: &Path, port: u16, more: &str) -> String {
-    format!("[[task]]\nname = {name:?}\nimage = {image:?}\npublish = [\"{port}:80\"]\n{more}\n")
-}
-
-/// The program that is a host.
-fn program() -> PathBuf {
-    wharf_path().with_file_name("wharf-host")
-}
-
-/// Hands the host over to another process of the same program, and returns the report.
-fn hand_over(host: &Host) -> Object {
-    let before = host.pid();
-    let printed = host.try_ask(&["handover", "--json"]);
-    assert_eq!(printed.status, 0, "{}{}", printed.stderr, host.said());
-    let report = objects(&format!("[{}]", printed.stdout)).remove(0);
-    assert_ne!(host.pid(), before, "the lock names the new process");
-    assert_eq!(
-        host.pid().map(|it| it.as_raw() as u64),
-        Some(report.number("pid"))
-    );
-    report
-}
-
-/// A program that does this before it is a host, or instead.
-fn wrapper(directory: &Path, name: &str, script: &str) -> PathBuf {
-    let path = directory.join(name);
-    let program = program();
-    let text = format!("#!/bin/sh\nhost={}\n{script}\n", program.display());
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path
-}
-
-/// What becomes of a hand-over to this program.
-fn try_program(host: &Host, program: &Path) -> Printed {
-    host.try_ask(&["handover", program.to_str().unwrap()])
-}
 
 #[test]
 fn guests_go_on_with_their_state_and_clients_with_their_connections() {
@@ -387,162 +346,6 @@ fn clones_go_along_and_share_their_snapshot_still() {
         it.number("generation") == 2 && it.state() == "waiting"
     });
     assert_eq!(text(Client::of(at).ask("GET", "/k/a", b"")), "kept");
-}
-
-/// Whatever the program does instead, everything goes on, and it is said in one line.
-#[test]
-fn a_program_that_is_no_host_changes_nothing() {
-    let Some(_) = kvm() else { return };
-    let directory = tempfile::tempdir().unwrap();
-    let at = port();
-    let toml = service("web", &app("http"), at, "replicas = 3");
-    let host = Host::up(directory.path(), &toml);
-    let pid = host.pid();
-    let load = Load::thinking(at, 6, "/", Duration::from_millis(2));
-    load.until_more(100);
-    let files = open_files(pid.unwrap());
-    let wrapped = |name: &str, script: &str| wrapper(directory.path(), name, script);
-    let unusable = directory.path().join("wharf.toml");
-    let mut failed = 0;
-    for (program, why) in [
-        (PathBuf::from("/bin/true"), "it has ended"),
-        (unusable, "cannot start"),
-        (directory.path().to_owned(), "cannot start"),
-        // Writes back what it reads.
-        (PathBuf::from("/bin/cat"), "it has ended"),
-        (
-            wrapped("garbage", "head -c 65536 /dev/zero >&0; cat >/dev/null"),
-            "not",
-        ),
-        (
-            wrapped(
-                "huge",
-                "printf '\\377\\377\\377\\377\\377\\377\\377\\377%016d' 0 >&0; cat >/dev/null",
-            ),
-            "no message",
-        ),
-        (
-            wrapped(
-                "other",
-                "printf '\\050\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0{\"hello\":{\"format\":999,\"version\":\"9.0\"}}' >&0; cat >/dev/null",
-            ),
-            "format 999",
-        ),
-        // Cannot open what is passed to it.
-        (wrapped("poor", "ulimit -n 24; exec $host \"$@\""), ""),
-        // Has no memory for a guest.
-        (wrapped("small", "ulimit -v 200000; exec $host \"$@\""), ""),
-    ] {
-        let printed = try_program(&host, &program);
-        let refusal = printed.refusal();
-        assert!(refusal.contains(why), "{program:?}: {refusal}");
-        assert_eq!(host.pid(), pid, "{program:?}");
-        load.until_more(100);
-        failed += 1;
-        let events = host.events();
-        let kinds = events.iter().map(|it| it.text("kind"));
-        let told = kinds.filter(|it| *it == "handover-failed").count();
-        assert_eq!(told, failed, "{program:?}: {events:?}");
-    }
-    for refused in [
-        host.post("/v1/handover", "{}").0,
-        host.post("/v1/handover", "{\"program\":\"relative\"}").0,
-        host.post("/v1/handover", "{\"program\":\"/bin/true\",\"more\":1}")
-            .0,
-    ] {
-        assert_eq!(refused, 400);
-    }
-    assert!(
-        try_program(&host, Path::new("/no/such"))
-            .refusal()
-            .contains("cannot find")
-    );
-    for task in host.tasks() {
-        assert_eq!((task.number("generation"), task.number("restarts")), (1, 0));
-    }
-    let now = open_files(pid.unwrap());
-    assert!(now <= files + 8, "{files} files before, {now} after");
-    // And then to one that is.
-    hand_over(&host);
-    load.until_more(100);
-    load.end();
-}
-
-/// The new process dies at some moment. Whoever has a guest by then, the service comes
-/// back, and what the new one did not have goes on as it was.
-#[test]
-fn a_process_that_dies_in_the_middle_takes_no_more_with_it_than_it_had() {
-    let Some(_) = kvm() else { return };
-    let directory = tempfile::tempdir().unwrap();
-    let at = port();
-    let toml = service("web", &app("http"), at, "replicas = 16\nmemory = \"8MiB\"");
-    let host = Host::up(directory.path(), &toml);
-    host.until_started();
-    let mut outcomes = [0, 0];
-    for round in 0..12_u32 {
-        let pause = f64::from(round) * 0.006;
-        let script = format!("(sleep {pause:.3}; kill -9 $$) & exec $host \"$@\"");
-        let program = wrapper(directory.path(), "dying", &script);
-        let pid = host.pid();
-        let printed = try_program(&host, &program);
-        match printed.status {
-            // It was faster: the host has died with it, as any that is killed.
-            0 => {
-                outcomes[0] += 1;
-                break;
-            }
-            _ => {
-                outcomes[1] += 1;
-                assert_eq!(host.pid(), pid, "{}", host.said());
-                assert!(!printed.refusal().is_empty());
-            }
-        }
-        host.until("all serve again", || {
-            host.tasks()
-                .iter()
-                .all(|it| it.state() == "waiting")
-                .then_some(())
-        });
-        text(Client::of(at).ask("GET", "/", b""));
-    }
-    assert!(outcomes[1] > 0, "{outcomes:?}");
-}
-
-#[test]
-fn what_cannot_be_handed_over_now_is_refused() {
-    let Some(_) = kvm() else { return };
-    let directory = tempfile::tempdir().unwrap();
-    let at = port();
-    let green = policy("blue-green");
-    let toml =
-        format!("[policy.upgrader]\nplugin = {green:?}\n") + &service("web", &app("http"), at, "");
-    let host = Host::up(directory.path(), &toml);
-    let mut client = Client::of(at);
-    text(client.ask("GET", "/", b""));
-    // Both versions run for as long as this connection lasts.
-    let second = app("http2");
-    let image = second.to_str().unwrap();
-    let _ = host.ask(&["upgrade", "web", "--no-wait", "--image", image]);
-    host.until("both run", || (host.tasks().len() == 2).then_some(()));
-    let refused = host.try_ask(&["handover"]);
-    assert!(
-        refused.refusal().contains("being upgraded"),
-        "{}",
-        refused.stderr
-    );
-    drop(client);
-    host.until("the old one has gone", || {
-        (host.tasks().len() == 1).then_some(())
-    });
-    let handed = host.until("it is over", || {
-        let printed = host.try_ask(&["handover"]);
-        (printed.status == 0).then_some(printed)
-    });
-    assert!(
-        handed.stdout.contains("is the host: 1 guests"),
-        "{}",
-        handed.stdout
-    );
 }
 
 #[test]

@@ -15,7 +15,7 @@ use wharf_model::policy::{
     Endpoint, Question, SlotName, Target, Verdict, View,
 };
 use wharf_policy::{
-    By, CarriedSlots, CarryError, Notice, NoticeKind, OnFault, Plugin, ReplayOptions,
+    By, CarriedSlots, CarryError, Notice, NoticeKind, OnFault, Opened, Plugin, ReplayOptions,
     RollbackRefusal, Slot, SlotConfig, Slots, StateMoved, SwapOptions, SwapRefusal, TaskFacts,
     Trace, TraceLine, replay,
 };
@@ -303,14 +303,42 @@ fn carried(host: &Host) -> Host {
     let components = carried.components;
     let mut carried: CarriedSlots = serde_json::from_slice(&text).unwrap();
     let other = Host::new();
-    let refusal = other.slots.go_on(&carried).unwrap_err();
+    let mut opened = Opened::default();
+    let refusal = other.slots.go_on(&carried, &mut opened).unwrap_err();
     assert!(
         matches!(refusal, CarryError::NoComponent { .. }),
         "{refusal}"
     );
     carried.components = components;
-    other.slots.go_on(&carried).unwrap();
+    other.slots.go_on(&carried, &mut opened).unwrap();
+    // Once more, as a moment later: what is known need not come along again.
+    carried.components.clear();
+    other.slots.go_on(&carried, &mut opened).unwrap();
     other
+}
+
+#[test]
+fn a_slot_that_goes_to_another_process_is_not_changed_and_decides_still() {
+    let host = Host::new();
+    host.swap(&counter("1.0.0")).unwrap();
+    host.swap(&last()).unwrap();
+    host.slots.hold(true);
+    let refusals = [
+        host.swap(&counter("1.0.0")).unwrap_err().to_string(),
+        host.scheduler().rollback().unwrap_err().to_string(),
+        host.scheduler().remove(false).unwrap_err().to_string(),
+    ];
+    for refusal in refusals {
+        assert!(refusal.contains("goes to another process"), "{refusal}");
+    }
+    let status = host.scheduler().status();
+    assert_eq!(
+        (status.swaps, status.previous.as_deref()),
+        (2, Some("counter 1.0.0"))
+    );
+    choice(&host.scheduler().ask(&question(0)));
+    host.slots.hold(false);
+    host.scheduler().rollback().unwrap();
 }
 
 #[test]

@@ -48,11 +48,11 @@ pub use notice::{Notice, NoticeKind};
 pub use plugin::{Identity, Plugin, Refusal, Surface, digest};
 pub use seen::{By, Seen};
 pub use slot::{
-    CarriedSlot, CarryError, Difference, NothingThere, OnFault, Rehearsal, Removed,
+    CarriedSlot, CarryError, Difference, Held, OnFault, Rehearsal, RemoveRefusal, Removed,
     RollbackRefusal, RolledBack, Shadowed, Slot, SlotConfig, SlotStatus, StateMoved, SwapOptions,
     SwapRefusal, Swapped,
 };
-pub use slots::{CarriedSlots, OpenError, Slots};
+pub use slots::{CarriedSlots, OpenError, Opened, Slots};
 pub use stats::{BUCKETS_NS, CallTimes};
 pub use trace::{
     ReplayError, ReplayFailure, ReplayOptions, Replayed, TRACE_VERSION, Trace, TraceHeader,

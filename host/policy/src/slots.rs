@@ -49,6 +49,10 @@ pub struct CarriedSlots {
     pub components: BTreeMap<String, Arc<[u8]>>,
 }
 
+/// Plugins by their digests.
+#[derive(Debug, Default)]
+pub struct Opened(BTreeMap<String, Arc<Plugin>>);
+
 impl Components for BTreeMap<String, Arc<[u8]>> {
     fn need(&mut self, plugin: &Plugin) {
         self.entry(plugin.digest.clone())
@@ -127,21 +131,33 @@ impl Slots {
         }
     }
 
+    /// Says whether changes are to be refused for now: what operators change while another
+    /// process takes over would be lost.
+    pub fn hold(&self, is_held: bool) {
+        for name in SlotName::ALL {
+            self.slot(name).hold(is_held);
+        }
+    }
+
     /// Goes on where the slots of another process were. To be done before anything is
-    /// asked.
+    /// asked; it may be done again, and then only the plugins that are not among those
+    /// `opened` before have to be compiled.
     ///
     /// # Errors
     ///
     /// When a plugin does not take up its work here.
-    pub fn go_on(self: &Arc<Self>, carried: &CarriedSlots) -> Result<(), CarryError> {
-        let mut opened: BTreeMap<String, Arc<Plugin>> = BTreeMap::new();
+    pub fn go_on(
+        self: &Arc<Self>,
+        carried: &CarriedSlots,
+        opened: &mut Opened,
+    ) -> Result<(), CarryError> {
         for it in &carried.slots {
             let names = SlotName::ALL.into_iter().map(|name| self.slot(name));
             let Some(slot) = names.into_iter().find(|slot| slot.is_of(it)) else {
                 continue;
             };
             slot.go_on(it, &mut |digest: &str| {
-                if let Some(plugin) = opened.get(digest) {
+                if let Some(plugin) = opened.0.get(digest) {
                     return Ok(Arc::clone(plugin));
                 }
                 let slot = slot.name();
@@ -149,7 +165,7 @@ impl Slots {
                 let component = component.ok_or(CarryError::NoComponent { slot })?;
                 let plugin = Plugin::new(&self.engine()?, component)
                     .map_err(|source| CarryError::Refused { slot, source })?;
-                opened.insert(digest.to_owned(), Arc::clone(&plugin));
+                opened.0.insert(digest.to_owned(), Arc::clone(&plugin));
                 Ok(plugin)
             })?;
         }

@@ -93,11 +93,11 @@ impl Devices {
         Ok(carried)
     }
 
-    /// Has them go on here after all.
-    pub(crate) fn keep(&mut self) {
+    /// Has them go on here: they have come, or nobody took them.
+    pub(crate) fn resume(&mut self) {
         for device in &mut self.devices {
             if let Backend::Stream(streams) = &mut device.backend {
-                streams.keep();
+                streams.resume();
             }
         }
     }

@@ -4,7 +4,8 @@
 //!   Machine ──announce──▶ Announced ──────────▶ Reserved     while the guest runs
 //!      │    ──carry─────▶ Carried ──────────────▶ go_on ──▶ Machine
 //!      │                                       ▒ it stands still
-//!      ├── keep: nobody took it, it goes on here
+//!      │                                                      │
+//!      ├── resume: nobody took it, it goes on here            └── resume: it does
 //!      └── let_go: another process has it
 //! ```
 //!
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wharf_abi::Clock;
 
-pub use luggage::{BadLuggage, BytesRef, FileRef, Luggage};
+pub use luggage::{BadLuggage, BytesRef, FileRef, Lendable, Luggage};
 
 pub use crate::device::CarriedBackend;
 
@@ -85,7 +86,18 @@ pub enum CarryError {
 pub struct Announced {
     cpu: Cpu,
     origin: Origin,
+    plan: Plan,
     memory: CarriedMemory,
+}
+
+/// Where everything stands in the guest, which follows from its image and origin, unless
+/// another version plans otherwise.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Plan {
+    memory: u64,
+    bias: u64,
+    /// Address, length and guest-physical address of each mapping.
+    mappings: Vec<(u64, u64, u64)>,
 }
 
 /// Where its memory is.
@@ -111,8 +123,9 @@ pub struct Carried {
     fpu: Vec<u32>,
     in_call: bool,
     clock: CarriedClock,
-    /// Of memory that is not shared: the numbers of pages, 8 bytes each, and the pages.
-    pages: Option<(BytesRef, BytesRef)>,
+    /// Of memory that is not shared: the numbers of pages, 8 bytes each, and a file with
+    /// the pages.
+    pages: Option<(BytesRef, FileRef)>,
     devices: CarriedDevices,
     hvt: Option<CarriedHvt>,
 }
@@ -177,25 +190,19 @@ impl Machine {
         Ok(Announced {
             cpu: self.cpu.as_ref().clone(),
             origin: self.origin.clone(),
+            plan: Plan::of(&self.layout),
             memory,
         })
     }
 
     /// Describes the guest as it stands, once it was [announced](Machine::announce). It
-    /// must not be entered or served until it is [kept](Machine::keep) or let go.
+    /// must not be entered or served until it is [resumed](Machine::resume) or let go,
+    /// whatever comes of this.
     ///
     /// # Errors
     ///
-    /// [`CarryError`]; it is kept then.
+    /// [`CarryError`].
     pub fn carry(&mut self, luggage: &mut Luggage) -> Result<Carried, CarryError> {
-        let carried = self.try_carry(luggage);
-        if carried.is_err() {
-            self.keep();
-        }
-        carried
-    }
-
-    fn try_carry(&mut self, luggage: &mut Luggage) -> Result<Carried, CarryError> {
         let in_call = match self.standing {
             Standing::Over => return Err(CarryError::Over),
             Standing::InCall => true,
@@ -228,7 +235,7 @@ impl Machine {
     fn carry_pages(
         &self,
         luggage: &mut Luggage,
-    ) -> Result<Option<(BytesRef, BytesRef)>, CarryError> {
+    ) -> Result<Option<(BytesRef, FileRef)>, CarryError> {
         let memory = self.vm.memory();
         match memory.backing() {
             Backing::Shared(_) => Ok(None),
@@ -245,21 +252,23 @@ impl Machine {
             }
             Backing::OnFile { .. } => {
                 let numbers = memory.touched_pages(Touched::Privately);
-                let mut named = Vec::new();
-                let mut pages = vec![0; numbers.len().saturating_mul(PAGE_LEN)];
-                for (number, page) in numbers.iter().zip(pages.chunks_exact_mut(PAGE_LEN)) {
+                let file = memory_file(u64_of(numbers.len()).saturating_mul(PAGE))?;
+                let (mut named, mut page) = (Vec::new(), [0; PAGE_LEN]);
+                for (number, at) in numbers.iter().zip(places()) {
                     named.extend(number.to_le_bytes());
-                    memory.read(Gpa(number.saturating_mul(PAGE)), page)?;
+                    memory.read(Gpa(number.saturating_mul(PAGE)), &mut page)?;
+                    file.write_all_at(&page, at).map_err(CarryError::Backend)?;
                 }
-                Ok(Some((luggage.put_bytes(&named), luggage.put_bytes(&pages))))
+                let named = luggage.put_bytes(&named);
+                Ok(Some((named, luggage.put_file(file.into()))))
             }
         }
     }
 
-    /// Has it go on as if nothing had been: nobody took it.
-    pub fn keep(&mut self) {
+    /// Has it go on in this process: nobody took it, or this is where it has come.
+    pub fn resume(&mut self) {
         self.copy = None;
-        self.devices.keep();
+        self.devices.resume();
     }
 
     /// Another process has it. Everything behind its devices is let go without a word to
@@ -288,6 +297,7 @@ impl Reserved {
         let Announced {
             cpu,
             origin,
+            plan,
             memory,
         } = announced;
         let ours = hypervisor.cpu();
@@ -298,6 +308,9 @@ impl Reserved {
             });
         }
         let layout = origin.plan(image)?;
+        if Plan::of(&layout) != *plan {
+            return Err(CarryError::Malformed("its memory is laid out otherwise"));
+        }
         let len = layout.memory;
         let memory = match memory {
             CarriedMemory::Shared(file) => {
@@ -310,6 +323,9 @@ impl Reserved {
                 let found = file.metadata().map_err(CarryError::Backend)?.len();
                 if at.checked_add(len).is_none_or(|end| end > found) {
                     return Err(CarryError::Malformed("its memory's file is too short"));
+                }
+                if below.iter().any(|it| it.start > it.end || it.end > len) {
+                    return Err(CarryError::Malformed("pages outside of its memory"));
                 }
                 GuestMemory::on_file(len, &file, *at, &below.clone().into())?
             }
@@ -368,14 +384,13 @@ impl Reserved {
         vcpu.continue_at(&registers, bases)?;
         vcpu.set_fpu(&carried.fpu)?;
         if let Some((numbers, pages)) = carried.pages {
-            let (numbers, pages) = (luggage.bytes(numbers)?, luggage.bytes(pages)?);
-            if u64_of(numbers.len()).saturating_mul(PAGE / 8) != u64_of(pages.len()) {
-                return Err(CarryError::Malformed("its pages are not all there"));
-            }
-            let numbers = numbers.as_chunks().0.iter().copied();
-            let numbers = numbers.map(u64::from_le_bytes);
-            for (number, page) in numbers.zip(pages.chunks_exact(PAGE_LEN)) {
-                vm.memory().write(Gpa(number.saturating_mul(PAGE)), page)?;
+            let pages = File::from(luggage.take_file(pages)?);
+            let numbers = luggage.bytes(numbers)?.as_chunks().0.iter().copied();
+            let mut page = [0; PAGE_LEN];
+            for (number, at) in numbers.map(u64::from_le_bytes).zip(places()) {
+                let read = pages.read_exact_at(&mut page, at);
+                read.map_err(|_| CarryError::Malformed("its pages are not all there"))?;
+                vm.memory().write(Gpa(number.saturating_mul(PAGE)), &page)?;
             }
         }
         let space = AddressSpace::new(&layout.mappings);
@@ -414,6 +429,17 @@ impl Reserved {
     }
 }
 
+impl Plan {
+    fn of(layout: &Layout) -> Self {
+        let mappings = layout.mappings.iter();
+        Self {
+            memory: layout.memory,
+            bias: layout.bias,
+            mappings: mappings.map(|it| (it.addr, it.len, it.gpa.0)).collect(),
+        }
+    }
+}
+
 impl CarriedClock {
     const fn of(clock: Clock) -> Self {
         Self {
@@ -430,6 +456,11 @@ impl CarriedClock {
             wall_base_ns: self.wall_base_ns,
         }
     }
+}
+
+/// Where pages stand in a file of nothing but pages.
+fn places() -> impl Iterator<Item = u64> {
+    (0..).map(|number: u64| number.saturating_mul(PAGE))
 }
 
 /// Bytes of a page, as a length in the host.

@@ -122,7 +122,8 @@ impl Slot {
         }
     }
 
-    /// Goes on where another slot was. Nobody may have asked yet.
+    /// Goes on where another slot was. Nobody may have asked yet; but it may have gone on
+    /// once before.
     pub(crate) fn go_on(
         &self,
         carried: &CarriedSlot,
@@ -181,6 +182,11 @@ impl Slot {
         drop(inner);
         self.wake_keeper();
         Ok(())
+    }
+
+    /// Says whether operators are to leave it as it is for now.
+    pub(crate) fn hold(&self, is_held: bool) {
+        self.lock().is_held = is_held;
     }
 
     /// Whether it is the slot that was carried.

@@ -196,7 +196,15 @@ pub enum SwapRefusal {
         "{CANDIDATES} other changes of the {0} are being made: try again when one of them is over"
     )]
     Busy(SlotName),
+    /// Another process is about to decide.
+    #[error(transparent)]
+    Held(#[from] Held),
 }
+
+/// A slot is not changed while it goes to another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the {0} goes to another process at this moment: try again")]
+pub struct Held(pub SlotName);
 
 /// What was taken out, or could be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,10 +215,16 @@ pub struct Removed {
     pub pause: Option<Duration>,
 }
 
-/// There is no plugin that could be taken out.
+/// Why no plugin was taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what is built in is in force in the {0} already")]
-pub struct NothingThere(pub SlotName);
+pub enum RemoveRefusal {
+    /// There is none.
+    #[error("what is built in is in force in the {0} already")]
+    NothingThere(SlotName),
+    /// Another process is about to decide.
+    #[error(transparent)]
+    Held(#[from] Held),
+}
 
 /// What came back.
 #[derive(Clone, Debug, PartialEq, Eq)]

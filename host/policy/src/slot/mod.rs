@@ -46,7 +46,7 @@ use places::Places;
 pub(crate) use carry::Components;
 pub use carry::{CarriedSlot, CarryError};
 pub use change::{
-    Difference, NothingThere, Rehearsal, Removed, RollbackRefusal, RolledBack, Shadowed,
+    Difference, Held, Rehearsal, RemoveRefusal, Removed, RollbackRefusal, RolledBack, Shadowed,
     StateMoved, SwapOptions, SwapRefusal, Swapped,
 };
 
@@ -202,6 +202,8 @@ struct Inner {
     watchers: Vec<Watcher>,
     stats: Stats,
     reason: Option<String>,
+    /// Whether nobody may change it now.
+    is_held: bool,
 }
 
 impl Slot {
@@ -232,6 +234,7 @@ impl Slot {
                 watchers: Vec::new(),
                 stats: Stats::new(),
                 reason: None,
+                is_held: false,
             }),
             candidates: Places::default(),
             chores,

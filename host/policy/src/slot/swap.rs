@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use wharf_model::policy::slot::{Event, State as Standing};
 
 use super::change::{
-    CANDIDATES, NothingThere, Removed, RollbackRefusal, RolledBack, StateMoved, SwapOptions,
+    CANDIDATES, Held, RemoveRefusal, Removed, RollbackRefusal, RolledBack, StateMoved, SwapOptions,
     SwapRefusal, Swapped,
 };
 use super::trial::{refused, warm};
@@ -92,12 +92,13 @@ impl Slot {
     ///
     /// # Errors
     ///
-    /// When there is none.
-    pub fn remove(&self, dry_run: bool) -> Result<Removed, NothingThere> {
+    /// When there is none, or the slot goes to another process.
+    pub fn remove(&self, dry_run: bool) -> Result<Removed, RemoveRefusal> {
         let mut inner = self.lock();
+        self.may_change(&inner)?;
         let start = Instant::now();
         let Some(installed) = &inner.installed else {
-            return Err(NothingThere(self.name));
+            return Err(RemoveRefusal::NothingThere(self.name));
         };
         let old = installed.plugin.title();
         if dry_run {
@@ -127,6 +128,7 @@ impl Slot {
     /// slot is then as it was.
     pub fn rollback(&self) -> Result<RolledBack, RollbackRefusal> {
         let mut inner = self.lock();
+        self.may_change(&inner).map_err(SwapRefusal::from)?;
         let old = inner.title();
         if inner.predecessor.is_some() {
             let start = Instant::now();
@@ -220,6 +222,13 @@ impl Slot {
         })
     }
 
+    const fn may_change(&self, inner: &Inner) -> Result<(), Held> {
+        if inner.is_held {
+            return Err(Held(self.name));
+        }
+        Ok(())
+    }
+
     /// The cut: hands the state over and assigns, while callers wait.
     fn cut(
         &self,
@@ -228,6 +237,7 @@ impl Slot {
         cut: &Cut<'_>,
     ) -> Result<(StateMoved, Duration), SwapRefusal> {
         let mut inner = self.lock();
+        self.may_change(&inner)?;
         let start = Instant::now();
         if !is_same(inner.installed.as_ref(), cut.beside) {
             return Err(SwapRefusal::Changed {

@@ -20,6 +20,9 @@ const BEHIND_MAX: usize = 256 * 1024;
 /// How long a guest stands still at most for the sake of its log file's order.
 const SETTLE_PATIENCE: Duration = Duration::from_millis(5);
 
+/// How long a process that ends waits at most for a slow disk.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A task's log file, as its worker sees it: a place in the thread's queue.
 #[derive(Debug)]
 pub(super) struct LogTarget {
@@ -91,10 +94,21 @@ impl LogTarget {
     /// Waits until everything is written that was appended so far, or for a moment: what
     /// another process appends to the same file then comes behind it.
     pub(super) fn settle(&self) {
-        let start = Instant::now();
-        while self.behind.load(Ordering::Relaxed) > 0 && start.elapsed() < SETTLE_PATIENCE {
+        self.wait(Instant::now(), SETTLE_PATIENCE);
+    }
+
+    fn wait(&self, start: Instant, patience: Duration) {
+        while self.behind.load(Ordering::Relaxed) > 0 && start.elapsed() < patience {
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+}
+
+/// Waits until everything is written, as this process is about to end.
+pub(super) fn settle_all<'a>(targets: impl Iterator<Item = &'a LogTarget>) {
+    let start = Instant::now();
+    for target in targets {
+        target.wait(start, LAST_PATIENCE);
     }
 }
 

@@ -53,7 +53,7 @@ use crate::net::{Acceptor, Board, NetError, Router, Switch};
 use console::Consoles;
 use events::EventLog;
 use handover::Link;
-pub use handover::{ControlFiles, HandoverError};
+pub use handover::{ControlFiles, ControlSocket, HandoverError, write_holder};
 use protocol::{
     Command, HandoverStatus, NoSuchTask, Reply, Selector, SnapshotStatus, TaskStatus, UpgradeStatus,
 };
@@ -155,7 +155,7 @@ fn router(slots: &Arc<Slots>) -> Box<Router> {
 pub(crate) struct Request {
     pub(crate) command: Command,
     /// The control socket, which goes along when the cell is handed over.
-    pub(crate) control: Option<ControlFiles>,
+    pub(crate) control: Option<ControlSocket>,
     pub(crate) reply: Sender<Reply>,
 }
 
@@ -339,7 +339,7 @@ impl Cell {
     pub fn hand_over(
         &self,
         program: &Path,
-        control: ControlFiles,
+        control: ControlSocket,
     ) -> Result<HandoverStatus, TaskRefusal> {
         let program = program.to_owned();
         match self.ask_with(Command::HandOver { program }, Some(control)) {
@@ -400,7 +400,7 @@ impl Cell {
         self.ask_with(command, None)
     }
 
-    fn ask_with(&self, command: Command, control: Option<ControlFiles>) -> Option<Reply> {
+    fn ask_with(&self, command: Command, control: Option<ControlSocket>) -> Option<Reply> {
         let (reply, answer) = bounded(1);
         let request = Request {
             command,

@@ -144,6 +144,7 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
         Some(tell_events(cell, 0, Arc::clone(&over))?)
     };
     wait(supervisor, teller, &over, serving);
+    signals.settle();
     Ok(0)
 }
 
@@ -164,11 +165,14 @@ fn take_over() -> anyhow::Result<u8> {
         Ok((serving, socket))
     };
     let (cell, supervisor, (serving, socket)) = Cell::take_over(link, serve)?;
-    signals.hear(&socket)?.end(cell.clone());
+    serving.own();
+    let signals = signals.hear(&socket)?;
+    signals.end(cell.clone());
     let over = Arc::new(AtomicBool::new(false));
     let last = cell.events().last().saturating_sub(1);
     let teller = tell_events(cell, last, Arc::clone(&over))?;
     wait(supervisor, Some(teller), &over, serving);
+    signals.settle();
     Ok(0)
 }
 
@@ -327,6 +331,12 @@ impl Signals {
     /// From now on the first signal ends this cell in order, the second at once.
     fn end(&self, cell: Cell) {
         *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
+    }
+
+    /// Waits until what was heard is done: a signal that came while the host was handed
+    /// over is told to the process that has it.
+    fn settle(&self) {
+        drop(self.cell.lock());
     }
 }
 

@@ -12,7 +12,7 @@ use super::problem::Problem;
 use super::resources::HostStatus;
 use super::server::{FOLLOWERS, ServeConfig};
 use crate::cell::protocol::{NoSuchTask, Selector, TaskStatus};
-use crate::cell::{Cell, ControlFiles};
+use crate::cell::{Cell, ControlFiles, ControlSocket};
 use crate::units::nanos;
 
 /// What the routes have in common. Asking the cell blocks the one thread that
@@ -80,11 +80,15 @@ impl App {
         }))
     }
 
-    /// Has nobody accepted until that is dropped, and says what there is to hand over.
-    pub(super) fn leave_socket(&self) -> io::Result<(ControlFiles, Resting)> {
-        let files = self.socket.try_clone()?;
-        self.rest.send_replace(true);
-        Ok((files, Resting(self.rest.clone())))
+    /// The socket, to be handed over.
+    pub(super) fn socket(&self) -> io::Result<ControlSocket> {
+        let rest = self.rest.clone();
+        Ok(ControlSocket {
+            files: self.socket.try_clone()?,
+            rest: Box::new(move |rests| {
+                rest.send_replace(rests);
+            }),
+        })
     }
 
     /// The process, as it is now.
@@ -99,14 +103,5 @@ impl App {
             started_ns: nanos(started.unwrap_or_default()),
             uptime_ns: nanos(self.since.elapsed()),
         }
-    }
-}
-
-/// While this lives, nobody is accepted.
-pub(super) struct Resting(watch::Sender<bool>);
-
-impl Drop for Resting {
-    fn drop(&mut self) {
-        self.0.send_replace(false);
     }
 }

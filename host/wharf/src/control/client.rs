@@ -16,7 +16,7 @@ use tokio::time;
 use wharf_model::policy::SlotName;
 use wharf_policy::TraceLine;
 
-use super::handovers::HandoverRequest;
+use super::handovers::{self, HandoverRequest};
 use super::lines::Lines;
 use super::policies::{PolicyStatus, RollbackReport, SwapReport, SwapRequest};
 use super::problem::Problem;
@@ -41,7 +41,10 @@ const HANDOVER_PATIENCE: Duration = Duration::from_secs(300);
 /// those who hold a connection and say nothing sooner.
 const CROWD_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long to wait between two looks for that place.
+/// How long a host may take to be handed over, for who is told to ask again.
+const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to wait between two looks for that place, or for the other process.
 const CROWD_PAUSE: Duration = Duration::from_millis(20);
 
 /// A host that was not reached, or that refused.
@@ -210,7 +213,12 @@ impl Client {
     /// When the host is not reached, or refuses.
     pub fn hand_over(&self, request: &HandoverRequest) -> Result<HandoverStatus, ClientError> {
         let body = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
-        self.call_with(Method::POST, "/v1/handover", body.into(), HANDOVER_PATIENCE)
+        self.call_with(
+            Method::POST,
+            handovers::PATH,
+            body.into(),
+            HANDOVER_PATIENCE,
+        )
     }
 
     /// Begins to end the host.
@@ -341,15 +349,30 @@ impl Client {
         body: Bytes,
         patience: Duration,
     ) -> Result<Response<Incoming>, ClientError> {
-        let answer = self.runtime.block_on(async {
-            let silent = |_| ClientError::Silent {
-                path: self.path.clone(),
-            };
-            time::timeout(patience, self.exchange(method, uri, body))
-                .await
-                .map_err(silent)?
-        });
-        let response = answer?;
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::HOST, "wharf")
+            .body(Full::new(body))
+            .map_err(|error| ClientError::Refused(error.to_string()))?;
+        let start = Instant::now();
+        let response = loop {
+            let answer = self.runtime.block_on(async {
+                let silent = |_| ClientError::Silent {
+                    path: self.path.clone(),
+                };
+                time::timeout(patience, self.exchange(request.clone()))
+                    .await
+                    .map_err(silent)?
+            });
+            let response = answer?;
+            // It is being handed over: nothing was done.
+            let is_elsewhere = response.headers().contains_key(header::RETRY_AFTER);
+            if !is_elsewhere || start.elapsed() > ELSEWHERE_PATIENCE {
+                break response;
+            }
+            std::thread::sleep(CROWD_PAUSE);
+        };
         if response.status().is_success() {
             return Ok(response);
         }
@@ -363,9 +386,7 @@ impl Client {
 
     async fn exchange(
         &self,
-        method: Method,
-        uri: &str,
-        body: Bytes,
+        request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, ClientError> {
         let stream = self.connect().await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
@@ -373,12 +394,6 @@ impl Client {
             .map_err(ClientError::Lost)?;
         // It ends with the response, and its errors are the response's, too.
         tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(header::HOST, "wharf")
-            .body(Full::new(body))
-            .map_err(|error| ClientError::Refused(error.to_string()))?;
         sender
             .send_request(request)
             .await

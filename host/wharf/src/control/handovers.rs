@@ -14,6 +14,9 @@ use super::app::App;
 use super::problem::{Problem, aside, read_body};
 use crate::cell::protocol::HandoverStatus;
 
+/// Where a hand-over is asked for.
+pub(super) const PATH: &str = "/v1/handover";
+
 /// What is to go on with everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -26,7 +29,8 @@ pub struct HandoverRequest {
 /// Have another program go on with everything, in a process of its own
 ///
 /// Answers when it does, and this process is about to end; or why it does not, and then
-/// everything goes on here. Meanwhile others who connect to this socket wait.
+/// everything goes on here. Who asks for something while guests go over is answered by
+/// that process, or with status 503 and `Retry-After`.
 #[utoipa::path(
     post, path = "/v1/handover",
     request_body = HandoverRequest,
@@ -45,16 +49,11 @@ pub(super) async fn hand_over(
         let error = "the path of the program is not absolute";
         return Err(Problem::new(StatusCode::BAD_REQUEST, error));
     }
-    let left = app.leave_socket();
-    let (files, resting) = left.map_err(|e| Problem::new(StatusCode::CONFLICT, e.to_string()))?;
+    let socket = app.socket();
+    let socket = socket.map_err(|e| Problem::new(StatusCode::CONFLICT, e.to_string()))?;
     let cell = Arc::clone(&app.cell);
     let handed = aside("hand-over", move || {
-        let handed = cell.hand_over(&request.program, files);
-        // Who waits is another process's to accept.
-        if cell.is_handed_over() {
-            std::mem::forget(resting);
-        }
-        handed
+        cell.hand_over(&request.program, socket)
     });
     Ok(Json(handed.await??))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -50,6 +50,7 @@ pub(super) fn router(app: App) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(bound_body))
+        .layer(middleware::from_fn_with_state(app.clone(), elsewhere))
         .with_state(app)
 }
 
@@ -236,6 +237,19 @@ async fn unknown_path(uri: Uri) -> Problem {
 async fn wrong_method(method: Method, uri: Uri) -> Problem {
     let error = format!("{} does not take {method}", uri.path());
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+/// What was answered while another process took over is not what that process would say:
+/// it is to be asked.
+async fn elsewhere(State(app): State<App>, request: Request, next: Next) -> Response {
+    let is_handover = request.uri().path() == handovers::PATH;
+    let response = next.run(request).await;
+    if is_handover || !app.cell.is_handed_over() {
+        return response;
+    }
+    let error = "another process has the host by now: ask again";
+    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, error);
+    ([(RETRY_AFTER, "0")], problem).into_response()
 }
 
 /// Reads a body, which nothing needs, before anything is done: what is refused

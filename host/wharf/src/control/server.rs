@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -63,6 +65,7 @@ pub struct ServeConfig {
 pub struct Serving {
     end: watch::Sender<()>,
     thread: JoinHandle<()>,
+    is_ours: Arc<AtomicBool>,
 }
 
 impl Server {
@@ -79,7 +82,8 @@ impl Server {
         Ok(Self { socket })
     }
 
-    /// Goes on with the socket of another process, which accepts nobody there any more.
+    /// Goes on with the socket of another process, which accepts nobody there any more. It
+    /// is that one's until it is [owned](Serving::own).
     ///
     /// # Errors
     ///
@@ -122,6 +126,7 @@ impl Server {
         let last = cell.clone();
         let router = routes::router(App::new(cell, config, (files, rest), ended.clone()));
         let socket = self.socket;
+        let is_ours = socket.ownership();
         let thread = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
@@ -131,11 +136,20 @@ impl Server {
                 }
             })
             .map_err(ControlError::Thread)?;
-        Ok(Serving { end, thread })
+        Ok(Serving {
+            end,
+            thread,
+            is_ours,
+        })
     }
 }
 
 impl Serving {
+    /// The socket is this process's from now on: another's that was taken over.
+    pub fn own(&self) {
+        self.is_ours.store(true, Ordering::Release);
+    }
+
     /// Ends: followers get what there is, at most for a second, and the socket is
     /// removed. To be called when the cell has ended.
     pub fn end(self) {

@@ -13,12 +13,14 @@
 //! has to be changed.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::error::ControlError;
-use crate::cell::ControlFiles;
+use crate::cell::{ControlFiles, write_holder};
 
 /// Bytes of a path that a socket's address has room for (unix(7), `sun_path`,
 /// less the zero at the end).
@@ -47,8 +49,8 @@ const BACKLOG: i32 = 64;
 pub(super) struct Socket {
     path: PathBuf,
     listener: UnixListener,
-    /// Whether the file is another process's by now.
-    is_left: bool,
+    /// Whether the file is this process's to remove.
+    is_ours: Arc<AtomicBool>,
     /// Held as long as the file is ours. The last field: dropped last.
     lock: File,
 }
@@ -67,12 +69,13 @@ impl Socket {
         Ok(Self {
             path: path.to_owned(),
             listener,
-            is_left: false,
+            is_ours: Arc::new(AtomicBool::new(true)),
             lock,
         })
     }
 
-    /// Takes over the socket of another process, with its lock.
+    /// The socket of another process, with its lock. It is that one's until it is
+    /// [owned](Self::ownership).
     pub(super) fn take_over(files: ControlFiles) -> Result<Self, ControlError> {
         let ControlFiles {
             path,
@@ -80,15 +83,15 @@ impl Socket {
             lock,
             ..
         } = files;
-        let mut lock = File::from(lock);
-        write_holder(&mut lock).map_err(|source| ControlError::Lock {
+        let lock = File::from(lock);
+        write_holder(&lock).map_err(|source| ControlError::Lock {
             path: path.clone(),
             source,
         })?;
         Ok(Self {
             path,
             listener: UnixListener::from(listener),
-            is_left: false,
+            is_ours: Arc::default(),
             lock,
         })
     }
@@ -104,8 +107,13 @@ impl Socket {
     }
 
     /// Leaves it to another process, which serves it.
-    pub(super) fn leave(mut self) {
-        self.is_left = true;
+    pub(super) fn leave(self) {
+        self.is_ours.store(false, Ordering::Release);
+    }
+
+    /// What says whether it is this process's.
+    pub(super) fn ownership(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_ours)
     }
 
     /// The listener, which does not block.
@@ -116,7 +124,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.is_left {
+        if !self.is_ours.load(Ordering::Acquire) {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
@@ -183,15 +191,8 @@ fn lock(path: &Path) -> Result<File, ControlError> {
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
     }
-    write_holder(&mut file).map_err(failed)?;
+    write_holder(&file).map_err(failed)?;
     Ok(file)
-}
-
-/// Writes into a lock's file who has it.
-fn write_holder(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
 }
 
 /// Removes a socket that nobody listens at. To be called with the lock.
@@ -230,6 +231,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::Barrier;
+    use std::sync::atomic::Ordering;
     use std::thread;
 
     use super::{ControlError, Socket};
@@ -245,6 +247,25 @@ mod tests {
         drop(socket);
         assert!(!path.exists());
         Socket::listen(&path).unwrap();
+    }
+
+    /// Of two processes that have it at once, only the owner removes it.
+    #[test]
+    fn it_is_the_others_until_it_is_owned() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let old = Socket::listen(&path).unwrap();
+        let passed = || Socket::take_over(old.files(None).unwrap()).unwrap();
+        drop(passed());
+        UnixStream::connect(&path).unwrap();
+        let new = passed();
+        new.ownership().store(true, Ordering::Release);
+        old.leave();
+        UnixStream::connect(&path).unwrap();
+        let refused = Socket::listen(&path).unwrap_err();
+        assert!(matches!(refused, ControlError::InUse { .. }), "{refused}");
+        drop(new);
+        assert!(!path.exists());
     }
 
     #[test]

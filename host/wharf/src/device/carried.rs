@@ -144,9 +144,10 @@ mod tests {
     use crate::device::{Block, BlockMode, DiskError, Medium};
 
     /// What another process gets: the same description, and the files.
-    fn passed(luggage: Luggage) -> Luggage {
-        let (files, bytes) = luggage.into_parts();
-        Luggage::new(files, bytes)
+    fn passed(luggage: &Luggage) -> Luggage {
+        let (files, bytes) = luggage.parts();
+        let files = files.iter().map(|it| it.try_clone_to_owned().unwrap());
+        Luggage::new(files.collect(), bytes.to_vec())
     }
 
     #[test]
@@ -175,8 +176,8 @@ mod tests {
             let mut luggage = Luggage::default();
             let described = old.carry(&mut luggage).unwrap();
             let described = serde_json::from_str(&described.to_string()).unwrap();
-            let new = disk(&described, &mut passed(luggage)).unwrap();
-            drop(old);
+            let new = disk(&described, &mut passed(&luggage)).unwrap();
+            drop((old, luggage));
             let refused = writer.open().unwrap_err();
             assert!(matches!(refused, DiskError::InUse { .. }), "{refused}");
             assert_eq!((new.len(), new.id()), (4096, "data"));

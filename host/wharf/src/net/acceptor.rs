@@ -19,7 +19,7 @@ use crate::headroom;
 /// Connections that wait for the acceptor in the kernel.
 const BACKLOG: i32 = 1024;
 
-/// For how long they wait.
+/// For how long they wait, unless the host is being handed over.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether they waited too long.
@@ -171,10 +171,7 @@ impl Acceptor {
     ///
     /// When there are no descriptors or threads left.
     pub fn wake(&mut self, waiting: Vec<Waiting>) -> Result<(), NetError> {
-        for it in waiting {
-            // One for which there is no place is cut off, as any that comes.
-            self.board.wait(it);
-        }
+        self.board.wait_on(waiting);
         if self.thread.is_none() {
             self.run()?;
         }
@@ -362,8 +359,10 @@ impl Serving {
             return;
         };
         let now = Instant::now();
+        // Whom they wait for may be on the way to another process, where they follow.
+        let is_shared = self.board.is_shared();
         for waiting in std::mem::take(waiting) {
-            if now.saturating_duration_since(waiting.since) < PATIENCE {
+            if is_shared || now.saturating_duration_since(waiting.since) < PATIENCE {
                 self.give(waiting);
             } else {
                 reset(&waiting.socket);

@@ -1,11 +1,12 @@
 //! Which ports lead to which task, and which guests take connections.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use nix::sys::eventfd::EventFd;
 use socket2::Socket;
 use wharf_machine::device::StreamId;
@@ -46,6 +47,12 @@ pub struct Waiting {
     pub source: SocketAddr,
     /// The replica that wants it, when it is one.
     pub from: Option<u32>,
+}
+
+impl AsFd for Waiting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 /// A published port.
@@ -173,7 +180,7 @@ impl Board {
             doors: Mutex::new(Vec::new()),
             opened: bell()?,
             is_shared: AtomicBool::new(false),
-            waiting: bounded(WAITING_MAX),
+            waiting: unbounded(),
         })
     }
 
@@ -205,9 +212,20 @@ impl Board {
 
     /// Has a connection wait for somebody; false when too many do.
     pub(super) fn wait(&self, waiting: Waiting) -> bool {
-        let is_taken = self.waiting.0.try_send(waiting).is_ok();
+        let has_room = self.waiting.0.len() < WAITING_MAX;
+        if has_room {
+            self.wait_on([waiting]);
+        }
+        has_room
+    }
+
+    /// Has those wait on that have waited elsewhere, however many they are.
+    pub(super) fn wait_on(&self, waiting: impl IntoIterator<Item = Waiting>) {
+        for it in waiting {
+            // The board has the other end.
+            let _ = self.waiting.0.send(it);
+        }
         ring(&self.opened);
-        is_taken
     }
 
     /// What is to wait with those that the acceptor has.
@@ -222,17 +240,26 @@ impl Board {
         traffic: Arc<Traffic>,
         share: Arc<Share>,
     ) -> Result<(Arc<Door>, Receiver<Arrival>), NetError> {
-        let (arrivals, arrived) = unbounded();
         let door = Arc::new(Door {
             guest,
             is_open: AtomicBool::new(false),
-            arrivals: Mutex::new(Some(arrivals)),
+            arrivals: Mutex::new(None),
             bell: bell()?,
             traffic,
             share,
         });
-        self.doors().push(Arc::clone(&door));
+        let arrived = self.put_back(&door);
         Ok((door, arrived))
+    }
+
+    /// Puts a door back that was taken away: with whatever has come through it before being
+    /// gone, and closed.
+    pub(super) fn put_back(&self, door: &Arc<Door>) -> Receiver<Arrival> {
+        let (arrivals, arrived) = unbounded();
+        door.is_open.store(false, Ordering::Release);
+        *lock(&door.arrivals) = Some(arrivals);
+        self.doors().push(Arc::clone(door));
+        arrived
     }
 
     /// Lets connections through a door.
@@ -401,9 +428,14 @@ pub(super) fn next_id() -> StreamId {
     StreamId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Has a number never given out that a connection of another process came with.
-pub(super) fn not_again(id: StreamId) {
-    NEXT.fetch_max(id.0.saturating_add(1), Ordering::Relaxed);
+/// The number that comes next: none from there on was ever given out.
+pub(super) fn upcoming() -> StreamId {
+    StreamId(NEXT.load(Ordering::Relaxed))
+}
+
+/// Has no number below this given out, which another process may have used.
+pub(super) fn not_before(id: StreamId) {
+    NEXT.fetch_max(id.0, Ordering::Relaxed);
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(1);

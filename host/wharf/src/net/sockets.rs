@@ -21,7 +21,7 @@ use wharf_machine::handover::{FileRef, Luggage};
 
 use super::acceptor::{prepare, reset};
 use super::board::{
-    Arrival, Board, Door, Guest, Routed, Share, Traffic, Waiting, next_id, not_again,
+    Arrival, Board, Door, Guest, Routed, Share, Traffic, Waiting, next_id, not_before, upcoming,
 };
 use super::{CONNECTIONS_MAX, NetError, refused};
 use crate::device::carried::{CarriedError, understood};
@@ -51,9 +51,20 @@ pub struct Sockets {
     arrived: Receiver<Arrival>,
     epoll: Epoll,
     sockets: HashMap<StreamId, Connected>,
+    /// Whether the door was taken away.
+    is_shut: bool,
+    /// Whether these connections end here: not while another process may have them still.
+    is_theirs: bool,
 }
 
-/// A connection, for another process.
+/// All of them, for another process.
+#[derive(Debug, Serialize, Deserialize)]
+struct CarriedSockets {
+    /// Numbers from here on were never given to a connection.
+    next: StreamId,
+    sockets: Vec<CarriedSocket>,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 struct CarriedSocket {
     id: StreamId,
@@ -65,7 +76,8 @@ struct CarriedSocket {
 
 #[derive(Debug)]
 struct Connected {
-    socket: Socket,
+    /// Shared with what is on its way to another process only.
+    socket: Arc<Socket>,
     /// Whether it is still to be seen whether the other side answers.
     is_trying: bool,
     /// Since when somebody waits for an answer: since bytes came, until some go.
@@ -93,6 +105,8 @@ impl Sockets {
             arrived,
             epoll,
             sockets: HashMap::new(),
+            is_shut: false,
+            is_theirs: false,
         };
         let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
         sockets
@@ -102,7 +116,8 @@ impl Sockets {
         Ok(sockets)
     }
 
-    /// The sockets of a guest that comes from another process. They count from now on.
+    /// The sockets of a guest that comes from another process. They count from now on, and
+    /// are that one's until they are [resumed](Network::resume).
     ///
     /// # Errors
     ///
@@ -112,9 +127,11 @@ impl Sockets {
         carried: &Value,
         luggage: &mut Luggage,
     ) -> Result<Self, CarriedError> {
-        let carried: Vec<CarriedSocket> = understood(carried)?;
+        self.is_theirs = true;
+        let carried: CarriedSockets = understood(carried)?;
+        not_before(carried.next);
         let now = Instant::now();
-        for it in carried {
+        for it in carried.sockets {
             let socket = Socket::from(luggage.take_file(it.socket)?);
             let event = EpollEvent::new(CHANGES, it.id.0);
             self.epoll
@@ -122,11 +139,10 @@ impl Sockets {
                 .map_err(refused("an epoll"))?;
             let since = |ns| now.checked_sub(Duration::from_nanos(ns)).unwrap_or(now);
             let connected = Connected {
-                socket,
+                socket: Arc::new(socket),
                 is_trying: it.is_trying,
                 asked: it.asked_ns.map(since),
             };
-            not_again(it.id);
             if self.sockets.insert(it.id, connected).is_none() {
                 self.door.traffic.open.fetch_add(1, Ordering::Relaxed);
             }
@@ -144,7 +160,7 @@ impl Sockets {
             return None;
         }
         let connected = Connected {
-            socket,
+            socket: Arc::new(socket),
             is_trying,
             asked: None,
         };
@@ -355,6 +371,7 @@ impl Network for Sockets {
     }
 
     fn shut(&mut self) {
+        self.is_shut = true;
         self.board.close(&self.door);
     }
 
@@ -363,7 +380,7 @@ impl Network for Sockets {
         // What is not there cannot be taken out; it is closed with the epoll.
         let _ = self.epoll.delete(&connected.socket);
         self.gone(false);
-        Some(connected.socket.into())
+        Arc::into_inner(connected.socket).map(OwnedFd::from)
     }
 
     fn take(&mut self, socket: OwnedFd) -> Option<StreamId> {
@@ -372,38 +389,26 @@ impl Network for Sockets {
     }
 
     fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value> {
-        let mut carried = Vec::new();
-        for (id, connected) in &self.sockets {
-            carried.push(CarriedSocket {
-                id: *id,
-                socket: luggage.put_file(connected.socket.try_clone()?.into()),
-                is_trying: connected.is_trying,
-                asked_ns: connected.asked.map(|asked| nanos(asked.elapsed())),
-            });
-        }
+        let sockets = self.sockets.iter().map(|(id, connected)| CarriedSocket {
+            id: *id,
+            socket: luggage.lend_file(&connected.socket),
+            is_trying: connected.is_trying,
+            asked_ns: connected.asked.map(|asked| nanos(asked.elapsed())),
+        });
+        let carried = CarriedSockets {
+            sockets: sockets.collect(),
+            next: upcoming(),
+        };
         serde_json::to_value(carried).map_err(io::Error::other)
     }
 
-    fn reopen(&mut self, is_open: bool) {
-        let (guest, share) = (self.door.guest, Arc::clone(&self.door.share));
-        let door = self
-            .board
-            .door(guest, Arc::clone(&self.door.traffic), share);
-        let added = door.and_then(|(door, arrived)| {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, BELL);
-            let added = self.epoll.add(&door.bell, event);
-            added.map_err(refused("an epoll"))?;
-            Ok((door, arrived))
-        });
-        match added {
-            Ok((door, arrived)) => {
-                // With the one before it, its bell goes.
-                (self.door, self.arrived) = (door, arrived);
-                if is_open {
-                    self.board.open(&self.door);
-                }
-            }
-            Err(e) => log::error!("nobody gets to a guest any more: {e}"),
+    fn resume(&mut self, is_open: bool) {
+        self.is_theirs = false;
+        if std::mem::take(&mut self.is_shut) {
+            self.arrived = self.board.put_back(&self.door);
+        }
+        if is_open {
+            self.board.open(&self.door);
         }
     }
 
@@ -421,10 +426,13 @@ impl Drop for Sockets {
         self.board.close(&self.door);
         let left = self.sockets.len().saturating_add(self.arrived.len());
         for connected in self.sockets.values() {
-            reset(&connected.socket);
+            // What is set of a socket is set wherever else it is, too.
+            if !self.is_theirs {
+                reset(&connected.socket);
+            }
         }
         for _ in 0..left {
-            self.gone(true);
+            self.gone(!self.is_theirs);
         }
     }
 }
@@ -439,5 +447,135 @@ fn refusal(error: &io::Error) -> Refusal {
             ) => Refusal::TooMany,
             _ => Refusal::Unreachable,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::Arc;
+
+    use socket2::Socket;
+    use wharf_machine::device::{Network, StreamId};
+    use wharf_machine::handover::Luggage;
+    use wharf_model::policy::Verdict;
+
+    use super::super::board::{Arrival, Board, Routed, Waiting};
+    use super::super::{Guest, Publish};
+    use super::{NOBODY, Sockets};
+
+    fn board() -> Arc<Board> {
+        let port = super::super::board::Port {
+            task: 0,
+            publish: Publish {
+                address: NOBODY,
+                guest_port: 80,
+            },
+        };
+        Arc::new(Board::new(Box::new(|_| Verdict::Target(0)), vec![port]).unwrap())
+    }
+
+    fn sockets(board: &Arc<Board>) -> Sockets {
+        let guest = Guest::default();
+        Sockets::new(Arc::clone(board), guest, Arc::default(), Arc::default()).unwrap()
+    }
+
+    fn connection() -> (TcpStream, Socket) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0.into())
+    }
+
+    /// What arrives in another process.
+    fn passed(luggage: &Luggage) -> Luggage {
+        let (files, bytes) = luggage.parts();
+        let files = files.iter().map(|it| it.try_clone_to_owned().unwrap());
+        Luggage::new(files.collect(), bytes.to_vec())
+    }
+
+    /// Whose a connection is decides who ends it, and how.
+    #[test]
+    fn a_process_that_does_not_take_a_guest_ends_none_of_its_connections() {
+        let (here, there) = (board(), board());
+        let mut old = sockets(&here);
+        let (mut client, socket) = connection();
+        let id = old.take(socket.into()).unwrap();
+        old.shut();
+        let mut luggage = Luggage::default();
+        let carried = old.carry(&mut luggage).unwrap();
+        let go_on = || {
+            let made = sockets(&there).go_on(&carried, &mut passed(&luggage));
+            made.unwrap()
+        };
+        drop(go_on());
+        assert_eq!(old.socket(id).unwrap().linger().unwrap(), None);
+        client.write_all(b"on").unwrap();
+        old.resume(true);
+        // Another tries, and has it.
+        let mut new = go_on();
+        new.resume(true);
+        old.let_go();
+        drop((old, luggage));
+        let mut bytes = [0; 2];
+        let mut socket = new.socket(id).unwrap();
+        socket.read_exact(&mut bytes).unwrap();
+        assert_eq!(&bytes, b"on");
+        drop(new);
+        let cut = client.read(&mut bytes).unwrap_err();
+        assert_eq!(cut.kind(), std::io::ErrorKind::ConnectionReset);
+    }
+
+    /// However often it is told to go on, a guest has one door.
+    #[test]
+    fn who_goes_on_is_found_at_one_door() {
+        let board = board();
+        let mut guest = sockets(&board);
+        let arrive = || {
+            let (client, socket) = connection();
+            let waiting = Waiting {
+                since: std::time::Instant::now(),
+                port: 0,
+                socket,
+                source: NOBODY,
+                from: None,
+            };
+            (client, board.route(waiting))
+        };
+        guest.open();
+        guest.shut();
+        assert!(matches!(arrive().1, Routed::Nobody(_)));
+        for _ in 0..3 {
+            guest.resume(true);
+        }
+        let come = [arrive(), arrive()];
+        assert!(
+            come.iter()
+                .all(|(_, routed)| matches!(routed, Routed::Taken))
+        );
+        let ports: Vec<u16> = guest
+            .arrived
+            .try_iter()
+            .map(|Arrival { port, .. }| port)
+            .collect();
+        assert_eq!(ports, [80, 80]);
+        // One that had not been open stays closed.
+        guest.shut();
+        guest.resume(false);
+        assert!(matches!(arrive().1, Routed::Nobody(_)));
+    }
+
+    #[test]
+    fn numbers_that_another_process_gave_out_are_not_given_again() {
+        let mut old = sockets(&board());
+        let carried = old.carry(&mut Luggage::default()).unwrap().to_string();
+        let mut later: serde_json::Value = serde_json::from_str(&carried).unwrap();
+        let next = later["next"].as_u64().unwrap() + 1000;
+        later["next"] = next.into();
+        let mut new = sockets(&board())
+            .go_on(&later, &mut Luggage::default())
+            .unwrap();
+        let id = new.take(connection().1.into()).unwrap();
+        assert!(id >= StreamId(next), "{id:?}");
     }
 }

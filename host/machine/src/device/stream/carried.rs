@@ -85,9 +85,9 @@ impl Streams {
         Ok((state, self.network.carry(luggage)?))
     }
 
-    /// Goes on here after all.
-    pub(in super::super) fn keep(&mut self) {
-        self.network.reopen(self.is_open);
+    /// Goes on here: it has come, or nobody took it.
+    pub(in super::super) fn resume(&mut self) {
+        self.network.resume(self.is_open);
     }
 
     /// Forgets all connections without a word to anybody.
@@ -98,7 +98,8 @@ impl Streams {
         self.unasked.clear();
     }
 
-    /// Goes on where another was, whose connections the network has.
+    /// Goes on where another was, whose connections the network has, once it is
+    /// [resumed](Self::resume).
     ///
     /// # Errors
     ///
@@ -132,9 +133,6 @@ impl Streams {
         self.owing = carried.owing.iter().copied().collect();
         self.next_port = carried.next_port.max(FIRST_PORT);
         self.is_open = carried.is_open;
-        if self.is_open {
-            self.network.open();
-        }
         Ok(())
     }
 }
@@ -143,7 +141,7 @@ impl CarriedConnection {
     fn of(id: StreamId, it: &Connection, luggage: &mut Luggage) -> Self {
         let mut bytes = |bytes: &std::collections::VecDeque<u8>| {
             let (first, second) = bytes.as_slices();
-            luggage.put_bytes(&[first, second].concat())
+            luggage.put_pieces(&[first, second])
         };
         Self {
             id,

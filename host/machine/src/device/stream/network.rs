@@ -121,8 +121,9 @@ pub trait Network: fmt::Debug + Send {
     /// When there are no descriptors left.
     fn carry(&mut self, luggage: &mut Luggage) -> io::Result<Value>;
 
-    /// Somebody may arrive again, if that is how it was: it is not shut any more.
-    fn reopen(&mut self, is_open: bool);
+    /// It is here that the guest goes on, and that its connections end: somebody may
+    /// arrive again, if that is how it was. Not to be shut any more.
+    fn resume(&mut self, is_open: bool);
 
     /// Forgets all connections, of which another process has the sockets by now: nobody is
     /// told.

@@ -158,7 +158,7 @@ impl Network for Fake {
         Ok(Value::Null)
     }
 
-    fn reopen(&mut self, _: bool) {
+    fn resume(&mut self, _: bool) {
         self.edit(|it| it.is_shut = false);
     }
 

@@ -1,11 +1,12 @@
 //! The socket between two processes: messages, with the files and bytes that they speak
 //! of.
 //!
-//! A message is its lengths, its files on bytes of their own, its text, and its bytes.
+//! A message is its lengths, its files on bytes of their own, its text, and its bytes. One
+//! that is not understood is taken in wholly, so that the next can be heard.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const FILES_AT_ONCE: usize = 128;
 /// Most of each that a message has: a guest has 1,024 connections, a host 128 guests
 /// whose images and consoles are of some MiB.
 const TEXT_MAX: u64 = 256 << 20;
-const BYTES_MAX: u64 = 4 << 30;
+const BYTES_MAX: u64 = 1 << 30;
 const FILES_MAX: u64 = 1 << 16;
 
 /// Why a message did not arrive.
@@ -41,9 +42,22 @@ pub enum LinkError {
     /// It is no message.
     #[error("it said what is not understood: {0}")]
     NotUnderstood(#[source] serde_json::Error),
-    /// It claims to be longer than any is, or does not have the files that it claims.
+    /// It claims to be longer than any is.
     #[error("it said what is no message")]
     NoMessage,
+    /// Nobody would take it: nothing was said.
+    #[error("there is more to say than a message holds")]
+    TooLong,
+}
+
+impl LinkError {
+    /// Whether there is no talking any more.
+    pub(in crate::cell) const fn is_end(&self) -> bool {
+        match self {
+            Self::Closed | Self::Silent | Self::Socket(_) | Self::NoMessage => true,
+            Self::NotUnderstood(_) | Self::TooLong => false,
+        }
+    }
 }
 
 /// One end.
@@ -66,18 +80,20 @@ impl Link {
     pub(in crate::cell) fn say(
         &self,
         message: &Message,
-        luggage: Luggage,
+        luggage: &Luggage,
     ) -> Result<(), LinkError> {
         let text = serde_json::to_vec(message).map_err(LinkError::NotUnderstood)?;
-        let (files, bytes) = luggage.into_parts();
+        let (files, bytes) = luggage.parts();
+        let lens = [text.len(), bytes.len(), files.len()];
+        let lens = lens.map(|len| u64::try_from(len).unwrap_or(u64::MAX));
+        if !are_lens(lens) {
+            return Err(LinkError::TooLong);
+        }
         self.0
             .set_write_timeout(Some(super::PATIENCE))
             .map_err(failed)?;
         let mut socket = &self.0;
-        let mut head = Vec::new();
-        for len in [text.len(), bytes.len(), files.len()] {
-            head.extend(u64::try_from(len).unwrap_or(u64::MAX).to_le_bytes());
-        }
+        let mut head: Vec<u8> = lens.into_iter().flat_map(u64::to_le_bytes).collect();
         if files.is_empty() {
             head.extend(&text);
             socket.write_all(&head).map_err(failed)?;
@@ -88,12 +104,12 @@ impl Link {
             }
             socket.write_all(&text).map_err(failed)?;
         }
-        socket.write_all(&bytes).map_err(failed)
+        socket.write_all(bytes).map_err(failed)
     }
 
     /// The same of what needs nothing.
     pub(in crate::cell) fn tell(&self, message: &Message) -> Result<(), LinkError> {
-        self.say(message, Luggage::default())
+        self.say(message, &Luggage::default())
     }
 
     /// Waits for what the other says, for so long.
@@ -107,15 +123,24 @@ impl Link {
         for len in &mut lens {
             socket.read_exact(len).map_err(failed)?;
         }
-        let [text, bytes, files] = lens.map(u64::from_le_bytes);
-        if text > TEXT_MAX || bytes > BYTES_MAX || files > FILES_MAX {
+        let lens = lens.map(u64::from_le_bytes);
+        if !are_lens(lens) {
             return Err(LinkError::NoMessage);
         }
-        let files = self.receive_files(usize::try_from(files).unwrap_or(0))?;
+        let [text, bytes, count] = lens;
+        let count = usize::try_from(count).unwrap_or(0);
+        let files = self.receive_files(count)?;
         let text = self.receive(text)?;
         let bytes = self.receive(bytes)?;
         let message = serde_json::from_slice(&text).map_err(LinkError::NotUnderstood)?;
-        Ok((message, Luggage::new(files, bytes)))
+        // Fewer than were sent when this process may open no more (unix(7)): which they
+        // are, nobody can tell.
+        let luggage = if files.len() == count {
+            Luggage::new(files, bytes)
+        } else {
+            Luggage::without_files(bytes)
+        };
+        Ok((message, luggage))
     }
 
     /// As many bytes as were promised. They are not believed before they are there.
@@ -130,11 +155,10 @@ impl Link {
         }
     }
 
-    fn send_files(&self, files: &[OwnedFd]) -> Result<(), LinkError> {
-        let borrowed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+    fn send_files(&self, files: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
+        if !control.push(SendAncillaryMessage::ScmRights(files)) {
             return Err(LinkError::NoMessage);
         }
         let byte = [IoSlice::new(&[0])];
@@ -143,9 +167,10 @@ impl Link {
             .map_err(|e| failed(e.into()))
     }
 
+    /// As many of so many files as this process may open.
     fn receive_files(&self, count: usize) -> Result<Vec<OwnedFd>, LinkError> {
         let mut files = Vec::new();
-        while files.len() < count {
+        for _ in 0..count.div_ceil(FILES_AT_ONCE) {
             let mut byte = [0];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -154,23 +179,26 @@ impl Link {
             if got.map_err(|e| failed(e.into()))?.bytes == 0 {
                 return Err(LinkError::Closed);
             }
-            let before = files.len();
             for message in control.drain() {
                 if let RecvAncillaryMessage::ScmRights(some) = message {
                     files.extend(some);
                 }
             }
-            // Fewer than were sent when this process may open no more (unix(7)).
-            if files.len() == before {
-                return Err(LinkError::NoMessage);
-            }
         }
-        if files.len() == count {
-            Ok(files)
-        } else {
-            Err(LinkError::NoMessage)
-        }
+        Ok(files)
     }
+
+    /// Whether the other end is of the process that has started this one.
+    pub(in crate::cell) fn is_of_parent(&self) -> bool {
+        let theirs = rustix::net::sockopt::socket_peercred(&self.0);
+        let theirs = theirs.map(|it| u32::try_from(it.pid.as_raw_nonzero().get()));
+        theirs == Ok(Ok(std::os::unix::process::parent_id()))
+    }
+}
+
+/// Whether a message may have so much text, so many bytes and so many files.
+const fn are_lens([text, bytes, files]: [u64; 3]) -> bool {
+    text <= TEXT_MAX && bytes <= BYTES_MAX && files <= FILES_MAX
 }
 
 fn failed(error: io::Error) -> LinkError {
@@ -187,9 +215,11 @@ fn failed(error: io::Error) -> LinkError {
 mod tests {
     use std::fs::File;
     use std::io::{Read, Seek, Write};
+    use std::os::fd::AsFd;
+    use std::sync::Arc;
     use std::time::Duration;
 
-    use super::{FILES_AT_ONCE, Link, LinkError, Luggage, Message};
+    use super::{FILES_AT_ONCE, FILES_MAX, Link, LinkError, Luggage, Message};
 
     const MOMENT: Duration = Duration::from_millis(50);
 
@@ -206,7 +236,7 @@ mod tests {
         }
         let bytes = luggage.put_bytes(&[7; 1 << 20]);
         let sender = std::thread::spawn(move || {
-            ours.say(&Message::Refused("no".to_owned()), luggage)
+            ours.say(&Message::Refused("no".to_owned()), &luggage)
                 .unwrap();
             ours.tell(&Message::GiveBack).unwrap();
             ours
@@ -248,13 +278,57 @@ mod tests {
             drop(ours);
             assert!(theirs.hear(MOMENT).is_err(), "{head:?}");
         }
-        // Files are promised, and a byte comes without any.
+        // Its text is none. The next message is heard all the same.
         let (ours, theirs) = Link::pair().unwrap();
-        for len in [2_u64, 0, 1] {
+        for len in [2_u64, 1, 0] {
             (&ours.0).write_all(&len.to_le_bytes()).unwrap();
         }
-        (&ours.0).write_all(b"\0{}").unwrap();
+        (&ours.0).write_all(b"{]x").unwrap();
+        ours.tell(&Message::GiveBack).unwrap();
+        let theirs = Link::given(theirs);
+        let error = theirs.hear(MOMENT).unwrap_err();
+        assert!(matches!(error, LinkError::NotUnderstood(_)), "{error}");
+        assert!(matches!(theirs.hear(MOMENT), Ok((Message::GiveBack, _))));
+    }
+
+    /// Of files of which some could not be opened, none is taken for another.
+    #[test]
+    fn a_message_without_all_of_its_files_has_none() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let text = serde_json::to_vec(&Message::Ready).unwrap();
+        for len in [text.len() as u64, 0, FILES_AT_ONCE as u64 + 1] {
+            (&ours.0).write_all(&len.to_le_bytes()).unwrap();
+        }
+        let file = tempfile::tempfile().unwrap();
+        ours.send_files(&[file.as_fd()]).unwrap();
+        (&ours.0).write_all(b"\0").unwrap();
+        (&ours.0).write_all(&text).unwrap();
+        let (message, mut luggage) = Link::given(theirs).hear(MOMENT).unwrap();
+        assert!(matches!(message, Message::Ready));
+        let file = Luggage::default().put_file(file.into());
+        let refused = luggage.take_file(file).unwrap_err().to_string();
+        assert!(refused.contains("ulimit -n"), "{refused}");
+    }
+
+    #[test]
+    fn what_nobody_would_take_is_not_begun() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let mut luggage = Luggage::default();
+        for _ in 0..=FILES_MAX {
+            luggage.lend_file(&file);
+        }
+        let error = ours.say(&Message::GiveBack, &luggage).unwrap_err();
+        assert!(matches!(error, LinkError::TooLong), "{error}");
+        ours.tell(&Message::Ready).unwrap();
         let heard = Link::given(theirs).hear(MOMENT);
-        assert!(matches!(heard, Err(LinkError::NoMessage)), "{heard:?}");
+        assert!(matches!(heard, Ok((Message::Ready, _))));
+    }
+
+    /// The parent of a test is who runs tests.
+    #[test]
+    fn a_link_of_ones_own_is_not_the_parents() {
+        let (ours, _theirs) = Link::pair().unwrap();
+        assert!(!ours.is_of_parent());
     }
 }

@@ -1,16 +1,18 @@
 //! What the two processes say to each other.
 //!
 //! A newer version may add fields that have a default, and messages that only a newer
-//! one is sent; nothing else.
+//! one is sent; nothing else. What an older one does not understand it refuses, and
+//! everything goes on where it was.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 use wharf_abi::{Answer, Status};
 use wharf_machine::handover::{Announced, BadLuggage, BytesRef, Carried, FileRef, Luggage};
 use wharf_model::cell::{Cell as Model, TaskKey};
-use wharf_model::{Action, Instant};
+use wharf_model::{Action, Instant, Outcome};
 use wharf_policy::CarriedSlots;
 
 use crate::cell::console::Piece;
@@ -33,8 +35,14 @@ pub(in crate::cell) enum Message {
     },
     /// Everything but the guests.
     World(Box<World>),
-    /// Guests can come.
+    /// It is prepared for what was said.
     Ready,
+    /// Policies as they are now: guests are about to come.
+    Policies {
+        slots: CarriedSlots,
+        /// The components of plugins, by their digests.
+        components: Components,
+    },
     /// An image, which has the next number.
     Image(BytesRef),
     /// A guest is about to come: a machine can be made for it.
@@ -53,8 +61,8 @@ pub(in crate::cell) enum Message {
     Refused(String),
     /// Whatever was taken is to be given back.
     GiveBack,
-    /// A guest that was taken has ended meanwhile.
-    Lost(TaskKey),
+    /// A guest that was taken is not to be had any more.
+    Lost(Box<Lost>),
     /// Everything was given back.
     Empty,
     /// All guests have come.
@@ -68,12 +76,16 @@ pub(in crate::cell) enum Message {
 pub(in crate::cell) struct World {
     pub(in crate::cell) config: CellConfig,
     pub(in crate::cell) slots: CarriedSlots,
-    /// The components of plugins, by their digests.
-    pub(in crate::cell) components: Vec<(String, BytesRef)>,
+    pub(in crate::cell) components: Components,
     pub(in crate::cell) ports: Vec<PortFile>,
     /// What the addresses at the switch begin with.
     pub(in crate::cell) switch: [u8; 2],
 }
+
+/// The components of plugins, by their digests.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(in crate::cell) struct Components(Vec<(String, BytesRef)>);
 
 /// A published port that is listened on.
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,6 +124,15 @@ pub(in crate::cell) struct CarriedGuest {
     pub(in crate::cell) counts: Counts,
     /// What was written to its console since it was announced.
     pub(in crate::cell) console: CarriedConsole,
+}
+
+/// A guest that does not come back.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::cell) struct Lost {
+    pub(in crate::cell) key: TaskKey,
+    /// How it has ended, if that is known.
+    pub(in crate::cell) outcome: Outcome,
+    pub(in crate::cell) report: Option<String>,
 }
 
 /// What is to be done first at its next turn.
@@ -180,7 +201,10 @@ pub(in crate::cell) struct CarriedMember {
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(in crate::cell) struct CarriedEvents {
     pub(in crate::cell) last: u64,
+    /// What an older version has no name for is left out.
+    #[serde(deserialize_with = "known")]
     pub(in crate::cell) kept: Vec<Event>,
+    #[serde(deserialize_with = "known")]
     pub(in crate::cell) counts: Vec<(EventKind, u64)>,
 }
 
@@ -206,6 +230,36 @@ pub(in crate::cell) struct Control {
     pub(in crate::cell) config: Option<String>,
 }
 
+/// Those of a list that are understood.
+fn known<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Vec<T>, D::Error> {
+    let all: Vec<serde_json::Value> = Vec::deserialize(from)?;
+    let understood = all.into_iter().map(serde_json::from_value);
+    Ok(understood.filter_map(Result::ok).collect())
+}
+
+impl Components {
+    /// With the components put into this luggage, and taken out of the slots.
+    pub(in crate::cell) fn put(slots: &CarriedSlots, luggage: &mut Luggage) -> Self {
+        let components = slots.components.iter();
+        let put = components.map(|(digest, it)| (digest.clone(), luggage.put_bytes(it)));
+        Self(put.collect())
+    }
+
+    /// Takes them out again, to where the slots have them.
+    pub(in crate::cell) fn take(
+        self,
+        slots: &mut CarriedSlots,
+        luggage: &Luggage,
+    ) -> Result<(), BadLuggage> {
+        for (digest, bytes) in self.0 {
+            slots
+                .components
+                .insert(digest, luggage.bytes(bytes)?.into());
+        }
+        Ok(())
+    }
+}
+
 impl CarriedConsole {
     /// With the bytes put into this luggage.
     pub(in crate::cell) fn put(piece: &Piece, luggage: &mut Luggage) -> Self {
@@ -221,5 +275,26 @@ impl CarriedConsole {
             start: self.start,
             bytes: luggage.bytes(self.bytes)?.to_vec(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CarriedEvents;
+    use crate::cell::protocol::EventKind;
+
+    #[test]
+    fn what_a_newer_version_has_seen_is_no_reason_to_refuse_it() {
+        let newer = r#"{
+            "last": 7,
+            "kept": [
+                {"seq": 6, "time_ns": 1, "task": null, "generation": 0, "kind": "dreamt", "detail": ""},
+                {"seq": 7, "time_ns": 1, "task": null, "generation": 0, "kind": "up", "detail": ""}
+            ],
+            "counts": [["dreamt", 3], ["up", 1]]
+        }"#;
+        let events: CarriedEvents = serde_json::from_str(newer).unwrap();
+        assert_eq!((events.last, events.kept[0].seq), (7, 7));
+        assert_eq!(events.counts, [(EventKind::Up, 1)]);
     }
 }

@@ -6,8 +6,11 @@
 //!     │ starts it, with one end of a socket    │
 //!     ├── Hello ──────────────────────────────▶│
 //!     │◀───────────────────────────── Hello ───┤  which format it speaks
-//!     ├── World: configuration, policies ─────▶│
-//!     │        with their state, ports         │  compiles, starts workers
+//!     ├── World: configuration, policies, ────▶│
+//!     │          ports                         │  compiles, starts workers
+//!     │◀───────────────────────────── Ready ───┤
+//!     │ until here it goes on as ever          │
+//!     ├── Policies: their state as it is now ─▶│
 //!     │◀───────────────────────────── Ready ───┤  both take connections now, each
 //!     │                                        │  for the guests that it has
 //!     │ of each guest that lives               │
@@ -26,12 +29,13 @@
 //!     ▼ ends
 //! ```
 //!
-//! Until *Finish* everything can be undone, by the same steps the other way: who is told
-//! [`Message::GiveBack`] gives each guest that it has taken. *Taken* is what counts: a
-//! guest whose *Taken* has been sent runs in the new process and nowhere else, and one
-//! that the new process keeps silent about is the old one's again, which ends the other
-//! first. So no guest ever runs twice. Those that a process has taken are lost with it, be
-//! it killed for its silence or end for an error of its own while it takes more.
+//! Until *Serving* everything can be undone, by the same steps the other way: who is told
+//! [`Message::GiveBack`] gives each guest that it has taken. What the new process cannot
+//! do, it says by [`Message::Refused`] in place of the next answer, and waits to be told
+//! so. *Taken* is what counts: a guest whose *Taken* has been sent runs in the new process
+//! and nowhere else, and one that the new process keeps silent about is the old one's
+//! again, which ends the other first. So no guest ever runs twice. Those that a process
+//! has taken are lost with it when it is killed, be it for its silence.
 //!
 //! The two may be of different versions: messages are JSON, in which a newer process
 //! finds what an older one wrote. [`FORMAT`] changes when that does not go any more.
@@ -40,7 +44,8 @@ mod link;
 mod message;
 mod passage;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -49,13 +54,15 @@ use crate::text::one_line;
 
 pub(super) use link::{Link, LinkError};
 pub(super) use message::{
-    CarriedConsole, CarriedEvents, CarriedGuest, CarriedMember, Control, Finish, Message, Next,
-    PortFile, Stranded, World,
+    CarriedConsole, CarriedEvents, CarriedGuest, CarriedMember, Components, Control, Finish, Lost,
+    Message, Next, PortFile, Stranded, World,
 };
-pub(super) use passage::{Gave, Heard, Images, Reception, Surrendered, announce, give, keep};
+pub(super) use passage::{
+    Broken, Gave, Heard, Images, Reception, Surrendered, Told, announce, give, keep,
+};
 
 /// What the two processes speak. A process refuses another that speaks something else.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
 
 /// How long either waits for the other's next word about a guest. Long: a machine that
 /// is busy is no reason to give up.
@@ -77,7 +84,31 @@ pub struct ControlFiles {
     pub config: Option<String>,
 }
 
+/// A control socket that can be handed over.
+pub struct ControlSocket {
+    /// What another process needs to serve it.
+    pub files: ControlFiles,
+    /// Says whether nobody is to be accepted here for a while: who comes waits for the
+    /// other process.
+    pub rest: Box<dyn Fn(bool) + Send>,
+}
+
+impl std::fmt::Debug for ControlSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ControlSocket").field(&self.files).finish()
+    }
+}
+
 impl ControlFiles {
+    /// Says in the lock's file that this process has the socket.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn claim(&self) -> io::Result<()> {
+        write_holder(&File::from(self.lock.try_clone()?))
+    }
+
     /// The same files once more.
     ///
     /// # Errors
@@ -91,6 +122,13 @@ impl ControlFiles {
             config: self.config.clone(),
         })
     }
+}
+
+/// Writes into a control socket's lock who has it.
+pub fn write_holder(mut lock: &File) -> io::Result<()> {
+    lock.set_len(0)?;
+    lock.rewind()?;
+    writeln!(lock, "{}", std::process::id())
 }
 
 /// Why a cell did not go over.
@@ -111,6 +149,15 @@ pub enum HandoverError {
     /// It wanted back what it had handed over, and has it.
     #[error("the other process goes on itself")]
     GivenBack,
+    /// It is not the parent of this one, which so could not be ended with it.
+    #[error(
+        "this process was not started by the one that is to be taken over: a program that \
+             starts a host has to become it (`exec`)"
+    )]
+    NotParent,
+    /// The cell has ended while it was handed over.
+    #[error("the cell has ended")]
+    CellEnded,
     /// It said something out of turn.
     #[error("the other process said something else than {0}")]
     Unexpected(&'static str),
@@ -120,6 +167,11 @@ pub enum HandoverError {
 }
 
 impl HandoverError {
+    /// Whether the other process is not to be talked to any more.
+    pub(super) const fn is_end(&self) -> bool {
+        matches!(self, Self::Link(error) if error.is_end())
+    }
+
     /// What was handed over cannot be gone on with, for this reason.
     pub(super) fn unfit(error: &dyn std::error::Error) -> Self {
         Self::Unfit(one_line(error))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use wharf_machine::handover::{Luggage, Reserved};
 use wharf_machine::image::Image;
 use wharf_model::cell::TaskKey;
@@ -32,6 +32,16 @@ pub(in crate::cell) struct Surrendered {
     pub(in crate::cell) since: Instant,
 }
 
+/// What the other process knows of a guest that is to be given.
+pub(in crate::cell) enum Told {
+    /// All that there is to know before it comes, with its console up to here.
+    All(u64),
+    /// It has ended by itself.
+    Ended,
+    /// It goes on here, for this reason.
+    Kept(String),
+}
+
 /// What became of a guest that was to be given.
 pub(in crate::cell) enum Gave {
     /// The other process has it. What is left here is to be dropped when there is time.
@@ -44,6 +54,29 @@ pub(in crate::cell) enum Gave {
     Ended,
     /// It goes on here, for this reason.
     Kept(String),
+}
+
+/// The other process did not say what became of a guest.
+pub(in crate::cell) struct Broken {
+    pub(in crate::cell) error: HandoverError,
+    /// The guest, if it had left its worker. It stands still: whose it is, who ends the
+    /// other process finds out.
+    pub(in crate::cell) undecided: Option<Surrendered>,
+}
+
+impl From<HandoverError> for Broken {
+    fn from(error: HandoverError) -> Self {
+        Self {
+            error,
+            undecided: None,
+        }
+    }
+}
+
+impl From<LinkError> for Broken {
+    fn from(error: LinkError) -> Self {
+        HandoverError::from(error).into()
+    }
 }
 
 impl Images {
@@ -60,28 +93,44 @@ impl Images {
         }
         let mut luggage = Luggage::default();
         let bytes = luggage.put_bytes(image.bytes());
-        link.say(&Message::Image(bytes), luggage)?;
+        link.say(&Message::Image(bytes), &luggage)?;
         self.sent.push(Arc::clone(image));
         Ok(self.sent.len().saturating_sub(1))
     }
 }
 
-/// Says what there is to know of a guest that still runs. Returns where its console was,
-/// or what became of it.
+/// Asks a worker for something of a guest's. None when nobody has that guest any more; the
+/// error says that its worker does not answer.
+fn asked<T>(
+    mailbox: &Mailbox,
+    message: impl FnOnce(Sender<T>) -> ToWorker,
+) -> Result<Option<T>, String> {
+    // Handed from one to the other: what is not taken any more, its worker keeps.
+    let (tell, told) = bounded(0);
+    mailbox.send(message(tell));
+    match told.recv_timeout(WORKER_PATIENCE) {
+        Ok(told) => Ok(Some(told)),
+        Err(RecvTimeoutError::Disconnected) => Ok(None),
+        Err(RecvTimeoutError::Timeout) => Err("its worker does not answer".to_owned()),
+    }
+}
+
+/// Says what there is to know of a guest that still runs.
+///
+/// # Errors
+///
+/// When the other process cannot be reached any more.
 pub(in crate::cell) fn announce(
     link: &Link,
     images: &mut Images,
     birth: &Birth,
     mailbox: &Mailbox,
-) -> Result<Result<u64, Gave>, HandoverError> {
-    let (tell, told) = bounded(1);
-    mailbox.send(ToWorker::Describe(birth.key, tell));
-    let Ok(described) = told.recv_timeout(WORKER_PATIENCE) else {
-        return Ok(Err(Gave::Ended));
-    };
+) -> Result<Told, LinkError> {
+    let described = asked(mailbox, |tell| ToWorker::Describe(birth.key, tell));
     let described = match described {
-        Ok(described) => described,
-        Err(reason) => return Ok(Err(Gave::Kept(reason))),
+        Ok(Some(Ok(described))) => described,
+        Ok(None) => return Ok(Told::Ended),
+        Ok(Some(Err(reason))) | Err(reason) => return Ok(Told::Kept(reason)),
     };
     let image = images.send(link, &described.image)?;
     let mut luggage = described.luggage;
@@ -95,23 +144,21 @@ pub(in crate::cell) fn announce(
         machine: described.machine,
         console: CarriedConsole::put(&so_far, &mut luggage),
     };
-    link.say(&Message::Announce(Box::new(announcement)), luggage)?;
-    Ok(Ok(written))
+    link.say(&Message::Announce(Box::new(announcement)), &luggage)?;
+    Ok(Told::All(written))
 }
 
 /// Gives the guest of a worker away that was announced, with its console from `written` on.
 ///
 /// # Errors
 ///
-/// When the other process cannot be reached any more. The guest then still stands, in
-/// `left`, if it had left its worker: who comes here next decides whose it is.
+/// When the other process cannot be reached any more, or talks nonsense.
 pub(in crate::cell) fn give(
     link: &Link,
     birth: Birth,
     written: u64,
     mailbox: &Mailbox,
-    left: &mut Option<Surrendered>,
-) -> Result<Gave, HandoverError> {
+) -> Result<Gave, Broken> {
     let Birth {
         key, console, log, ..
     } = birth;
@@ -119,58 +166,73 @@ pub(in crate::cell) fn give(
     match link.hear(PATIENCE)?.0 {
         Message::Reserved => {}
         Message::Refused(reason) => return Ok(Gave::Kept(reason)),
-        _ => return Err(HandoverError::Unexpected("whether it has a machine")),
+        _ => return Err(HandoverError::Unexpected("whether it has a machine").into()),
     }
-    let (tell, told) = bounded(1);
-    mailbox.send(ToWorker::Surrender(key, tell));
-    let Ok(surrendered) = told.recv_timeout(WORKER_PATIENCE) else {
+    let stays = |why| {
         link.tell(&Message::Nevermind(key))?;
-        return Ok(Gave::Ended);
+        Ok(why)
     };
-    let Surrendered { live, since } = left.insert(surrendered);
+    let mut surrendered = match asked(mailbox, |tell| ToWorker::Surrender(key, tell)) {
+        Ok(Some(surrendered)) => surrendered,
+        Ok(None) => return stays(Gave::Ended),
+        Err(reason) => return stays(Gave::Kept(reason)),
+    };
     if let Some(log) = log {
         log.settle();
     }
     let mut luggage = Luggage::default();
-    let mut guest = match live.carry(&mut luggage) {
+    let mut guest = match surrendered.live.carry(&mut luggage) {
         Ok(guest) => guest,
         Err(reason) => {
-            keep(left, mailbox);
-            link.tell(&Message::Nevermind(key))?;
-            return Ok(Gave::Kept(reason));
+            keep(surrendered, mailbox);
+            return stays(Gave::Kept(reason));
         }
     };
     guest.console = CarriedConsole::put(&console.read(written, CONSOLE_BYTES), &mut luggage);
-    link.say(&Message::Guest(Box::new(guest)), luggage)?;
-    match link.hear(PATIENCE)?.0 {
-        Message::Taken => {}
-        Message::Refused(reason) => {
-            keep(left, mailbox);
+    let said = link.say(&Message::Guest(Box::new(guest)), &luggage);
+    drop(luggage);
+    let heard = match said {
+        Ok(()) => link.hear(PATIENCE),
+        Err(error) if error.is_end() => Err(error),
+        // Nothing was said.
+        Err(error) => {
+            keep(surrendered, mailbox);
+            return stays(Gave::Kept(one_line(&error)));
+        }
+    };
+    let error = match heard {
+        Ok((Message::Taken, _)) => {
+            let pause = surrendered.since.elapsed();
+            let mut left = surrendered.live;
+            left.let_go();
+            return Ok(Gave::Away { left, pause });
+        }
+        Ok((Message::Refused(reason), _)) => {
+            keep(surrendered, mailbox);
             return Ok(Gave::Kept(reason));
         }
-        _ => return Err(HandoverError::Unexpected("whether it has the guest")),
-    }
-    let pause = since.elapsed();
-    let Some(Surrendered { mut live, .. }) = left.take() else {
-        return Ok(Gave::Ended);
+        Ok(_) => HandoverError::Unexpected("whether it has the guest"),
+        Err(error) => error.into(),
     };
-    live.let_go();
-    Ok(Gave::Away { left: live, pause })
+    Err(Broken {
+        error,
+        undecided: Some(surrendered),
+    })
 }
 
 /// Has a guest go on that nobody took.
-pub(in crate::cell) fn keep(left: &mut Option<Surrendered>, mailbox: &Mailbox) {
-    if let Some(Surrendered { mut live, .. }) = left.take() {
-        live.keep();
-        mailbox.send(ToWorker::Adopt(live));
-    }
+pub(in crate::cell) fn keep(surrendered: Surrendered, mailbox: &Mailbox) {
+    let Surrendered { mut live, .. } = surrendered;
+    live.resume();
+    mailbox.send(ToWorker::Adopt(live));
 }
 
-/// The receiving end: what is known of guests that are to come.
+/// The receiving end: what is known of guests that are to come. What cannot be done for
+/// one of them is said when it is asked for.
 #[derive(Default)]
 pub(in crate::cell) struct Reception {
-    images: Vec<Arc<Image>>,
-    expected: BTreeMap<TaskKey, Expected>,
+    images: Vec<Result<Arc<Image>, String>>,
+    expected: BTreeMap<TaskKey, Result<Expected, String>>,
 }
 
 /// A guest that is to come.
@@ -188,17 +250,17 @@ pub(in crate::cell) enum Heard {
     /// It was about a guest that is to come.
     Nothing,
     /// A guest is here. It is taken with the next word to the other process, and stands
-    /// still until a worker has it.
+    /// still until it is resumed.
     Here(TaskKey, Box<Live>),
     /// It is about something else.
     Other(Message, Luggage),
 }
 
 impl Reception {
-    /// An image that was sent.
-    pub(in crate::cell) fn image(&self, number: usize) -> Result<Arc<Image>, HandoverError> {
-        let image = self.images.get(number).map(Arc::clone);
-        image.ok_or(HandoverError::Unexpected("an image that it has sent"))
+    /// An image that was sent; the error says why it is none here.
+    pub(in crate::cell) fn image(&self, number: usize) -> Result<Arc<Image>, String> {
+        let image = self.images.get(number).cloned();
+        image.unwrap_or_else(|| Err("its image was not sent".to_owned()))
     }
 
     /// Takes in a message, and answers it when it is about a guest. `birth` makes what is
@@ -206,62 +268,60 @@ impl Reception {
     ///
     /// # Errors
     ///
-    /// When the other process cannot be reached any more, or says what is not understood.
+    /// When the other process cannot be reached any more.
     pub(in crate::cell) fn hear(
         &mut self,
         link: &Link,
         (message, luggage): (Message, Luggage),
         shared: &Shared,
         birth: impl FnOnce(TaskKey) -> Option<Birth>,
-    ) -> Result<Heard, HandoverError> {
+    ) -> Result<Heard, LinkError> {
         match message {
             Message::Image(bytes) => {
-                let bytes = luggage.bytes(bytes).map_err(|e| HandoverError::unfit(&e))?;
-                let image = Image::parse(bytes.to_vec()).map_err(|e| HandoverError::unfit(&e))?;
-                self.images.push(Arc::new(image));
+                let image = luggage.bytes(bytes).map_err(|e| one_line(&e));
+                let image = image.map(<[u8]>::to_vec);
+                let image = image.and_then(|it| Image::parse(it).map_err(|e| one_line(&e)));
+                self.images.push(image.map(Arc::new));
             }
             Message::Announce(announcement) => {
-                let birth = birth(announcement.key);
-                self.expect(*announcement, luggage, shared, birth)?;
+                let key = announcement.key;
+                let expected = self.expect(*announcement, luggage, shared, birth(key));
+                self.expected.insert(key, expected);
             }
             Message::Reserve(key) => {
-                let expected = self.expected.get_mut(&key);
-                let made = expected.map(|it| {
-                    let made = it.machine.recv().unwrap_or_else(|e| Err(e.to_string()));
-                    made.map(|machine| it.reserved = Some(machine))
-                });
-                match made {
-                    Some(Ok(())) => link.tell(&Message::Reserved)?,
-                    Some(Err(reason)) => link.tell(&Message::Refused(reason))?,
-                    None => return Err(HandoverError::Unexpected("a guest that was announced")),
-                }
+                let answer = match self.reserve(key) {
+                    Ok(()) => Message::Reserved,
+                    Err(reason) => Message::Refused(reason),
+                };
+                link.tell(&answer)?;
             }
             Message::Nevermind(key) => drop(self.expected.remove(&key)),
-            Message::Guest(guest) => return self.take(link, &guest, luggage, shared),
+            Message::Guest(guest) => match self.take(&guest, luggage, shared) {
+                Ok(live) => return Ok(Heard::Here(guest.key, Box::new(live))),
+                Err(reason) => link.tell(&Message::Refused(reason))?,
+            },
             other => return Ok(Heard::Other(other, luggage)),
         }
         Ok(Heard::Nothing)
     }
 
     fn expect(
-        &mut self,
+        &self,
         announcement: Announcement,
         mut luggage: Luggage,
         shared: &Shared,
         birth: Option<Birth>,
-    ) -> Result<(), HandoverError> {
+    ) -> Result<Expected, String> {
         let Announcement {
-            key,
+            key: _,
             spec,
             image,
             machine,
             console,
         } = announcement;
         let image = self.image(image)?;
-        let birth = birth.ok_or(HandoverError::Unexpected("a replica that there is"))?;
-        let written = console
-            .take(&luggage)
-            .map_err(|e| HandoverError::unfit(&e))?;
+        let birth = birth.ok_or("there is no such replica")?;
+        let written = console.take(&luggage).map_err(|e| one_line(&e))?;
         birth.console.go_on(&written);
         let (made, is_made) = bounded(1);
         let (hypervisor, its) = (Arc::clone(&shared.hypervisor), Arc::clone(&image));
@@ -272,8 +332,8 @@ impl Reception {
                 // Nobody may want it any more.
                 let _ = made.send(reserved.map_err(|e| one_line(&e)));
             })
-            .map_err(|e| HandoverError::unfit(&e))?;
-        let expected = Expected {
+            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        Ok(Expected {
             birth: Birth {
                 spec: Arc::new(spec),
                 image: Some(image),
@@ -281,37 +341,35 @@ impl Reception {
             },
             machine: is_made,
             reserved: None,
-        };
-        self.expected.insert(key, expected);
+        })
+    }
+
+    /// Waits for a guest's machine.
+    fn reserve(&mut self, key: TaskKey) -> Result<(), String> {
+        let expected = self.expected.get_mut(&key);
+        let expected = expected.ok_or("it was not announced")?;
+        let expected = expected.as_mut().map_err(|reason| reason.clone())?;
+        let made = expected.machine.recv();
+        expected.reserved = Some(made.unwrap_or_else(|e| Err(e.to_string()))?);
         Ok(())
     }
 
     fn take(
         &mut self,
-        link: &Link,
         guest: &CarriedGuest,
         mut luggage: Luggage,
         shared: &Shared,
-    ) -> Result<Heard, HandoverError> {
+    ) -> Result<Live, String> {
         let expected = self.expected.remove(&guest.key);
-        let Some((birth, machine)) = expected.and_then(|it| Some((it.birth, it.reserved?))) else {
-            return Err(HandoverError::Unexpected("a guest that has a machine"));
-        };
-        let written = guest
-            .console
-            .take(&luggage)
-            .map_err(|e| HandoverError::unfit(&e))?;
+        let Expected {
+            birth, reserved, ..
+        } = expected.ok_or("it was not announced")??;
+        let machine = reserved.ok_or("no machine was reserved for it")?;
+        let written = guest.console.take(&luggage).map_err(|e| one_line(&e))?;
         let (console, meters) = (Arc::clone(&birth.console), Arc::clone(&birth.meters));
-        match Live::go_on(shared, birth, machine, guest, &mut luggage) {
-            Ok(live) => {
-                console.go_on(&written);
-                meters.count_on(&guest.counts);
-                Ok(Heard::Here(guest.key, Box::new(live)))
-            }
-            Err(reason) => {
-                link.tell(&Message::Refused(reason))?;
-                Ok(Heard::Nothing)
-            }
-        }
+        let live = Live::go_on(shared, birth, machine, guest, &mut luggage)?;
+        console.go_on(&written);
+        meters.count_on(&guest.counts);
+        Ok(live)
     }
 }

@@ -1,14 +1,14 @@
 //! The cell goes to another process: the part of the one that has it.
 
-use std::collections::BTreeMap;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Program, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use log::LevelFilter;
 use wharf_machine::handover::Luggage;
 use wharf_machine::image::Image;
@@ -18,9 +18,9 @@ use wharf_model::cell::{State, TaskKey};
 use super::{Going, Member, Supervisor};
 use crate::cell::console::CONSOLE_BYTES;
 use crate::cell::handover::{
-    CarriedConsole, CarriedMember, Control, ControlFiles, FORMAT, Finish, Gave, HandoverError,
-    Heard, Images, Link, Message, PATIENCE, PortFile, Reception, START_PATIENCE, Stranded,
-    Surrendered, World, announce, give, keep,
+    Broken, CarriedConsole, CarriedMember, Components, Control, ControlFiles, ControlSocket,
+    FORMAT, Finish, Gave, HandoverError, Heard, Images, Link, Lost, Message, PATIENCE, PortFile,
+    Reception, START_PATIENCE, Stranded, Surrendered, Told, World, announce, give, keep,
 };
 use crate::cell::protocol::{EventKind, HandoverStatus, Reply};
 use crate::cell::worker::{FromWorker, Live, Mailbox, ToWorker};
@@ -39,8 +39,18 @@ const MOMENT: Duration = Duration::from_millis(100);
 #[derive(Default)]
 pub(super) struct Departed(BTreeMap<TaskKey, Box<Live>>);
 
+/// A hand-over that was asked for, while another process gets ready for it. Everything goes
+/// on here meanwhile.
+pub(super) struct Preparing {
+    start: Instant,
+    control: ControlSocket,
+    reply: Sender<Reply>,
+    /// The plugins' components that were sent.
+    components: BTreeSet<String>,
+}
+
 /// The process that is to go on.
-struct Successor {
+pub(super) struct Successor {
     process: Child,
     link: Link,
     version: String,
@@ -50,94 +60,172 @@ struct Successor {
     /// What it gives back.
     reception: Reception,
     /// A guest on its way, when the link broke.
-    left: Option<Surrendered>,
+    undecided: Option<Surrendered>,
     /// For how long guests stood still.
     pauses: Vec<Duration>,
     connections: u32,
 }
 
+/// What a process that gets ready says in the end: why it does not, if so.
+pub(super) type Prepared = Result<Box<Successor>, HandoverError>;
+
 impl Supervisor {
-    /// Hands everything over to another program.
+    /// Begins to hand everything over to another program. `reply` hears how that goes.
     pub(super) fn hand_over(
         &mut self,
-        program: &Path,
-        control: Option<ControlFiles>,
-    ) -> (Reply, Going) {
+        program: PathBuf,
+        control: Option<ControlSocket>,
+        reply: &Sender<Reply>,
+    ) {
         let start = Instant::now();
-        let handed = match control {
-            Some(control) => self.try_hand_over(program, &control),
+        let begun = match control {
+            _ if self.preparing.is_some() => {
+                Err("the host is being handed over already".to_owned())
+            }
             None => Err("there is no control socket to hand over".to_owned()),
+            Some(control) => self.prepare(program, &control).map(|components| Preparing {
+                start,
+                control,
+                reply: reply.clone(),
+                components,
+            }),
         };
-        let mut successor = match handed {
-            Ok(done) => done,
-            Err(reason) => {
-                let kind = EventKind::HandoverFailed;
-                self.events.add(None, 0, kind, reason.clone());
-                return (Reply::Denied(reason), Going::On);
+        match begun {
+            Ok(preparing) => self.preparing = Some(preparing),
+            Err(reason) => self.fail_hand_over(reason, reply),
+        }
+    }
+
+    fn fail_hand_over(&self, reason: String, reply: &Sender<Reply>) {
+        let kind = EventKind::HandoverFailed;
+        self.events.add(None, 0, kind, reason.clone());
+        // Who asked may have gone.
+        let _ = reply.send(Reply::Denied(reason));
+    }
+
+    /// Has a thread start the program and wait until it is ready. Returns which plugins'
+    /// components it was sent.
+    fn prepare(
+        &self,
+        program: PathBuf,
+        control: &ControlSocket,
+    ) -> Result<BTreeSet<String>, String> {
+        self.can_hand_over().map_err(|e| one_line(&e))?;
+        let (world, luggage) = self.world().map_err(|e| one_line(&e))?;
+        let components = world.slots.components.keys().cloned().collect();
+        let socket = control.files.path.clone();
+        let ready = self.successors.0.clone();
+        std::thread::Builder::new()
+            .name("successor".to_owned())
+            .spawn(move || {
+                let successor = Successor::start(&program, &socket);
+                let prepared = successor.and_then(|it| it.prepared(world, &luggage));
+                // If the cell has ended, so does that process, which nobody talks to.
+                let _ = ready.send(prepared.map(Box::new));
+            })
+            .map_err(|e| format!("cannot start a thread: {e}"))?;
+        Ok(components)
+    }
+
+    fn can_hand_over(&self) -> Result<(), HandoverError> {
+        let why = if !self.ongoing.is_empty() || !self.rollouts.is_empty() {
+            "a task is being upgraded: hand over when that is done"
+        } else if self.writers.is_any_at_work() {
+            "a snapshot is being written: hand over when that is done"
+        } else if self.model.is_going_down() {
+            "the host is ending"
+        } else {
+            return Ok(());
+        };
+        Err(HandoverError::Unfit(why.to_owned()))
+    }
+
+    /// Hands everything over to a process that is ready.
+    pub(super) fn go_over(&mut self, prepared: Prepared) -> Going {
+        let Some(preparing) = self.preparing.take() else {
+            return Going::On;
+        };
+        let mut successor = match prepared {
+            Ok(successor) => successor,
+            Err(error) => {
+                self.fail_hand_over(one_line(&error), &preparing.reply);
+                return Going::On;
             }
         };
+        if let Err(error) = self.pass_on(&mut successor, &preparing) {
+            let mut reason = one_line(&error);
+            let (lost, mut going) = self.take_back(*successor, &error);
+            if lost > 0 {
+                reason.push_str(&format!(
+                    "; {lost} guests were lost with it and are restarted"
+                ));
+            }
+            if matches!(error, HandoverError::CellEnded) {
+                going = Going::Over;
+            }
+            self.shared.slots.hold(false);
+            if let Err(error) = preparing.control.files.claim() {
+                log::warn!("the control socket's lock: {error}");
+            }
+            (preparing.control.rest)(false);
+            self.fail_hand_over(reason, &preparing.reply);
+            return going;
+        }
         let pid = successor.process.id();
         successor.pauses.sort_unstable();
         let pause = |at: usize| successor.pauses.get(at).copied().map_or(0, nanos);
         let guests = successor.pauses.len();
         let status = HandoverStatus {
             pid,
-            version: successor.version,
             guests: u32::try_from(guests).unwrap_or(u32::MAX),
             connections: successor.connections,
             pause_median_ns: pause(guests / 2),
             pause_max_ns: pause(guests.saturating_sub(1)),
-            took_ns: nanos(start.elapsed()),
+            took_ns: nanos(preparing.start.elapsed()),
+            version: successor.version,
         };
         self.ended.is_handed_over.store(true, Ordering::Release);
-        let detail = format!("to process {pid}, {guests} guests");
-        self.events.add(None, 0, EventKind::HandedOver, detail);
-        (Reply::HandedOver(status), Going::Over)
-    }
-
-    fn try_hand_over(
-        &mut self,
-        program: &Path,
-        control: &ControlFiles,
-    ) -> Result<Successor, String> {
-        if !self.ongoing.is_empty() || !self.rollouts.is_empty() {
-            return Err("a task is being upgraded: hand over when that is done".to_owned());
-        }
-        if self.writers.is_any_at_work() {
-            return Err("a snapshot is being written: hand over when that is done".to_owned());
-        }
-        if self.model.is_going_down() {
-            return Err("the host is ending".to_owned());
-        }
-        let mut successor = Successor::start(program, &control.path)?;
-        match self.pass_on(&mut successor, control) {
-            Ok(()) => Ok(successor),
-            Err(error) => {
-                let reason = one_line(&error);
-                Err(match self.take_back(successor, &error) {
-                    0 => reason,
-                    lost => format!("{reason}; {lost} guests were lost with it and are restarted"),
-                })
-            }
-        }
+        // The other process tells it as an event, which follows the last one here.
+        log::info!("process {pid} goes on with {guests} guests");
+        // Who asked may have gone.
+        let _ = preparing.reply.send(Reply::HandedOver(status));
+        Going::Over
     }
 
     /// Does all of it, up to the other's word that it serves.
     fn pass_on(
         &mut self,
         successor: &mut Successor,
-        control: &ControlFiles,
+        preparing: &Preparing,
     ) -> Result<(), HandoverError> {
-        successor.greet()?;
-        let (world, luggage) = self.world()?;
-        let link = &successor.link;
-        link.say(&Message::World(Box::new(world)), luggage)?;
+        self.can_hand_over()?;
+        let Preparing {
+            control,
+            components,
+            ..
+        } = preparing;
+        // Who asks for something from here on asks the other process, in the end.
+        (control.rest)(true);
+        self.shared.slots.hold(true);
+        let mut slots = self.shared.slots.carry();
+        slots
+            .components
+            .retain(|digest, _| !components.contains(digest));
+        let mut luggage = Luggage::default();
+        let components = Components::put(&slots, &mut luggage);
+        let policies = Message::Policies { slots, components };
+        successor.link.say(&policies, &luggage)?;
         successor.expect("that it is ready", |said| matches!(said, Message::Ready))?;
         self.acceptor.share(true);
+        let start = Instant::now();
         loop {
             let living = self.living()?;
             if living.is_empty() {
                 break;
+            }
+            if start.elapsed() > PATIENCE {
+                let reason = "tasks end and start too often: hand over when they do not";
+                return Err(HandoverError::Unfit(reason.to_owned()));
             }
             for key in &living {
                 self.announce(successor, *key)?;
@@ -146,11 +234,15 @@ impl Supervisor {
                 self.pass(successor, key)?;
             }
         }
-        let stranded = self.acceptor.rest();
-        let finished = self.finish(successor, control, &stranded);
+        let waiting = self.acceptor.rest().into_iter();
+        let waiting: Vec<Arc<Waiting>> = waiting.map(Arc::new).collect();
+        let finished = self.finish(successor, &control.files, &waiting);
         if finished.is_err() {
             // What waits here still may find somebody here.
-            let _ = self.acceptor.wake(stranded);
+            let waiting = waiting.into_iter().filter_map(Arc::into_inner);
+            if let Err(error) = self.acceptor.wake(waiting.collect()) {
+                log::error!("published ports are not served: {}", one_line(&error));
+            }
         }
         finished
     }
@@ -161,9 +253,7 @@ impl Supervisor {
         let start = Instant::now();
         loop {
             while let Ok(report) = self.reports.try_recv() {
-                if self.hear(report) == Going::Over {
-                    return Err(HandoverError::Unfit("the cell has ended".to_owned()));
-                }
+                self.take_note(report)?;
             }
             let (mut living, mut starts) = (Vec::new(), false);
             for replica in 0..self.members.len() {
@@ -179,13 +269,29 @@ impl Supervisor {
             if !living.is_empty() || !starts {
                 return Ok(living);
             }
-            if start.elapsed() > SETTLE_PATIENCE {
-                let reason = "a task takes too long to start: hand over when it has".to_owned();
-                return Err(HandoverError::Unfit(reason));
+            let Some(left) = SETTLE_PATIENCE.checked_sub(start.elapsed()) else {
+                let reason = "a task takes too long to start: hand over when it has";
+                return Err(HandoverError::Unfit(reason.to_owned()));
+            };
+            if let Ok(report) = self.reports.recv_timeout(left) {
+                self.take_note(report)?;
             }
-            if let Ok(report) = self.reports.recv_timeout(PATIENCE) {
-                self.hear(report);
-            }
+        }
+    }
+
+    /// Takes in what a worker says while guests go over.
+    fn take_note(&mut self, report: FromWorker) -> Result<(), HandoverError> {
+        match self.hear(report) {
+            Going::On => Ok(()),
+            Going::Over => Err(HandoverError::CellEnded),
+        }
+    }
+
+    /// Waits for what a worker is about to say.
+    fn hear_more(&mut self) -> Result<(), HandoverError> {
+        match self.reports.recv_timeout(MOMENT) {
+            Ok(report) => self.take_note(report),
+            Err(_) => Ok(()),
         }
     }
 
@@ -204,46 +310,37 @@ impl Supervisor {
         };
         let Successor { link, images, .. } = successor;
         match announce(link, images, &member.birth(key), mailbox)? {
-            Ok(written) => {
+            Told::All(written) => {
                 successor.announced.insert(key, written);
                 Ok(())
             }
-            Err(Gave::Kept(reason)) => {
-                Err(HandoverError::Unfit(format!("{}: {reason}", member.name())))
-            }
             // Its worker has said so, or is about to.
-            Err(_) => Ok(()),
+            Told::Ended => Ok(()),
+            Told::Kept(reason) => Err(kept(member, &reason)),
         }
     }
 
     fn pass(&mut self, successor: &mut Successor, key: TaskKey) -> Result<(), HandoverError> {
         let Some(written) = successor.announced.remove(&key) else {
-            self.hear_more();
-            return Ok(());
+            return self.hear_more();
         };
         let Some((member, mailbox)) = self.place(key) else {
             return Ok(());
         };
         let open = member.meters.traffic().open.load(Ordering::Relaxed);
-        let Successor { link, left, .. } = successor;
-        match give(link, member.birth(key), written, mailbox, left)? {
-            Gave::Away { left, pause } => {
+        match give(&successor.link, member.birth(key), written, mailbox) {
+            Ok(Gave::Away { left, pause }) => {
                 self.departed.0.insert(key, left);
                 successor.pauses.push(pause);
                 successor.connections = successor.connections.saturating_add(open);
+                Ok(())
             }
-            Gave::Ended => self.hear_more(),
-            Gave::Kept(reason) => {
-                return Err(HandoverError::Unfit(format!("{}: {reason}", member.name())));
+            Ok(Gave::Ended) => self.hear_more(),
+            Ok(Gave::Kept(reason)) => Err(kept(member, &reason)),
+            Err(Broken { error, undecided }) => {
+                successor.undecided = undecided;
+                Err(error)
             }
-        }
-        Ok(())
-    }
-
-    /// Waits for what a worker is about to say.
-    fn hear_more(&mut self) {
-        if let Ok(report) = self.reports.recv_timeout(MOMENT) {
-            self.hear(report);
         }
     }
 
@@ -251,9 +348,7 @@ impl Supervisor {
     fn world(&self) -> Result<(World, Luggage), HandoverError> {
         let mut luggage = Luggage::default();
         let slots = self.shared.slots.carry();
-        let components = slots.components.iter();
-        let components = components.map(|(digest, it)| (digest.clone(), luggage.put_bytes(it)));
-        let components = components.collect();
+        let components = Components::put(&slots, &mut luggage);
         let ports = self
             .acceptor
             .ports()
@@ -278,7 +373,7 @@ impl Supervisor {
         &self,
         successor: &mut Successor,
         control: &ControlFiles,
-        stranded: &[Waiting],
+        waiting: &[Arc<Waiting>],
     ) -> Result<(), HandoverError> {
         let mut luggage = Luggage::default();
         let mut members = Vec::new();
@@ -286,25 +381,16 @@ impl Supervisor {
             let is_away = self.departed.0.contains_key(&self.model.key(replica));
             members.push(successor.carry(member, !is_away, &mut luggage)?);
         }
-        let mut file = |file: io::Result<OwnedFd>| {
-            let file = file.map_err(|e| HandoverError::unfit(&e))?;
+        let stranded = waiting.iter().map(|it| stranded(it, &mut luggage));
+        let stranded = stranded.collect();
+        let mut file = |file: &OwnedFd| {
+            let file = file.try_clone().map_err(|e| HandoverError::unfit(&e))?;
             Ok::<_, HandoverError>(luggage.put_file(file))
         };
-        let stranded = stranded.iter().map(|it| {
-            Ok(Stranded {
-                port: it.port,
-                socket: file(it.socket.try_clone().map(OwnedFd::from))?,
-                source: it.source,
-                from: it.from,
-                waited: nanos(it.since.elapsed()),
-            })
-        });
-        let stranded: Result<Vec<_>, HandoverError> = stranded.collect();
-        let stranded = stranded?;
         let control = Control {
             path: control.path.clone(),
-            listener: file(control.listener.try_clone())?,
-            lock: file(control.lock.try_clone())?,
+            listener: file(&control.listener)?,
+            lock: file(&control.lock)?,
             config: control.config.clone(),
         };
         let finish = Finish {
@@ -318,15 +404,16 @@ impl Supervisor {
             control,
         };
         let link = &successor.link;
-        link.say(&Message::Finish(Box::new(finish)), luggage)?;
+        link.say(&Message::Finish(Box::new(finish)), &luggage)?;
         successor.expect("that it serves", |said| matches!(said, Message::Serving))
     }
 
     /// Takes everything back that went over, and ends the other process. Returns how many
     /// guests it did not give back.
-    fn take_back(&mut self, mut successor: Successor, why: &HandoverError) -> usize {
-        // Who refuses is asked to give back; who is gone, or talks nonsense, is ended.
-        if matches!(why, HandoverError::Refused(_) | HandoverError::Unfit(_))
+    fn take_back(&mut self, mut successor: Successor, why: &HandoverError) -> (usize, Going) {
+        // Who is gone or silent has nothing to say any more.
+        if !why.is_end()
+            && successor.undecided.is_none()
             && let Err(error) = self.receive_back(&mut successor)
         {
             log::warn!("the process that was to take over: {}", one_line(&error));
@@ -334,70 +421,98 @@ impl Supervisor {
         successor.end();
         // With it gone, what it has said is all that there is: a guest that it did not
         // say to have is this process's.
-        if let Some(Surrendered { live, .. }) = &successor.left {
-            let key = live.key();
-            let has_said =
-                std::iter::from_fn(|| successor.link.hear(Duration::from_millis(1)).ok());
+        if let Some(mut undecided) = successor.undecided.take() {
+            let key = undecided.live.key();
+            let link = &successor.link;
+            let has_said = std::iter::from_fn(|| link.hear(Duration::from_millis(1)).ok());
             if has_said
                 .into_iter()
                 .any(|(said, _)| matches!(said, Message::Taken))
             {
-                let mut live = successor.left.take();
-                if let Some(Surrendered { live, .. }) = &mut live {
-                    live.let_go();
-                }
-                self.departed.0.extend(live.map(|it| (key, it.live)));
-            } else if let State::Up { worker, .. } = self.model.state(key.replica)
-                && let Some((mailbox, _)) = self.workers.0.get(worker)
-            {
-                keep(&mut successor.left, mailbox);
+                undecided.live.let_go();
+                self.departed.0.insert(key, undecided.live);
+            } else if let Some((_, mailbox)) = self.place(key) {
+                keep(undecided, mailbox);
             }
         }
         self.acceptor.share(false);
         let lost = std::mem::take(&mut self.departed.0);
+        let mut going = Going::On;
         for key in lost.keys() {
             let report = Some("the process that had taken it over has ended".to_owned());
-            self.hear(FromWorker::Ended(*key, Outcome::Faulted, report));
+            if self.hear(FromWorker::Ended(*key, Outcome::Faulted, report)) == Going::Over {
+                going = Going::Over;
+            }
         }
-        lost.len()
+        (lost.len(), going)
     }
 
     /// Takes guests from the other process until it has none.
     fn receive_back(&mut self, successor: &mut Successor) -> Result<(), HandoverError> {
-        successor.link.tell(&Message::GiveBack)?;
+        let Successor {
+            link, reception, ..
+        } = &mut *successor;
+        link.tell(&Message::GiveBack)?;
+        // Machines take their time to be closed, for which no guest is to wait.
+        let mut remains = Vec::new();
         loop {
-            let Successor {
-                link, reception, ..
-            } = &mut *successor;
             let birth = |key: TaskKey| Some(self.members.get(key.replica)?.birth(key));
             match reception.hear(link, link.hear(PATIENCE)?, &self.shared, birth)? {
-                Heard::Nothing | Heard::Other(Message::Lost(_), _) => {}
-                Heard::Here(key, live) => {
+                Heard::Nothing => {}
+                Heard::Here(key, mut live) => {
                     link.tell(&Message::Taken)?;
-                    // Dropped later: what is left of it is in nobody's way.
-                    self.departed.0.remove(&key);
+                    remains.extend(self.departed.0.remove(&key));
+                    live.resume();
                     if let Some((_, mailbox)) = self.place(key) {
                         mailbox.send(ToWorker::Adopt(live));
                     }
                 }
+                Heard::Other(Message::Lost(lost), _) => {
+                    let Lost {
+                        key,
+                        outcome,
+                        report,
+                    } = *lost;
+                    // Only what it had can be lost there.
+                    if self.departed.0.remove(&key).is_some() {
+                        self.take_note(FromWorker::Ended(key, outcome, report))?;
+                    }
+                }
                 Heard::Other(Message::Empty, _) => return Ok(()),
+                // What it had said before it heard that it is to give back.
+                Heard::Other(Message::Ready | Message::Serving | Message::Refused(_), _) => {}
                 Heard::Other(..) => return Err(HandoverError::Unexpected("what it gives back")),
             }
         }
     }
 }
 
+/// A guest that does not go, and so neither does the host.
+fn kept(member: &Member, reason: &str) -> HandoverError {
+    HandoverError::Unfit(format!("{}: {reason}", member.name()))
+}
+
+fn stranded(waiting: &Arc<Waiting>, luggage: &mut Luggage) -> Stranded {
+    Stranded {
+        port: waiting.port,
+        socket: luggage.lend_file(waiting),
+        source: waiting.source,
+        from: waiting.from,
+        waited: nanos(waiting.since.elapsed()),
+    }
+}
+
 impl Successor {
     /// Starts the program; the socket is on its command line for people to see.
-    fn start(program: &Path, socket: &Path) -> Result<Self, String> {
-        let (link, theirs) = Link::pair().map_err(|e| format!("no socket: {e}"))?;
+    fn start(program: &Path, socket: &Path) -> Result<Self, HandoverError> {
+        let (link, theirs) = Link::pair().map_err(|e| HandoverError::unfit(&e))?;
         let process = Program::new(program)
             .args(["up", "--take-over", "--socket"])
             .arg(socket)
             .args(verbosity())
             .stdin(Stdio::from(theirs))
             .spawn()
-            .map_err(|e| format!("cannot start {}: {e}", shown(program)))?;
+            .map_err(|e| HandoverError::Unfit(format!("cannot start {}: {e}", shown(program))))?;
         Ok(Self {
             process,
             link,
@@ -405,10 +520,26 @@ impl Successor {
             images: Images::default(),
             announced: BTreeMap::new(),
             reception: Reception::default(),
-            left: None,
+            undecided: None,
             pauses: Vec::new(),
             connections: 0,
         })
+    }
+
+    /// Has it set itself up.
+    fn prepared(mut self, world: World, luggage: &Luggage) -> Result<Self, HandoverError> {
+        let ready = self.greet().and_then(|()| {
+            let world = Message::World(Box::new(world));
+            self.link.say(&world, luggage)?;
+            self.expect("that it is ready", |said| matches!(said, Message::Ready))
+        });
+        match ready {
+            Ok(()) => Ok(self),
+            Err(error) => {
+                self.end();
+                Err(error)
+            }
+        }
     }
 
     fn greet(&mut self) -> Result<(), HandoverError> {

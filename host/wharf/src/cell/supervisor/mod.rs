@@ -22,7 +22,7 @@ use wharf_model::{Outcome, Stop};
 use super::asker::{Asker, Said};
 use super::console::{ConsoleRing, Consoles};
 use super::events::EventLog;
-use super::logger::{LogTarget, Logger};
+use super::logger::{self, LogTarget, Logger};
 use super::meters::Meters;
 use super::protocol::{
     Command, EventKind, NoSuchTask, Reply, Selector, TaskState, TaskStatus, UpgradeStatus,
@@ -30,7 +30,7 @@ use super::protocol::{
 use super::worker::{self, Birth, FromWorker, Mailbox, ToWorker};
 use super::{CellConfig, CellError, Ended, Request, Shared, TaskSpec};
 use crate::net::{Acceptor, Share};
-use handover::Departed;
+use handover::{Departed, Prepared, Preparing};
 use rollout::Rollout;
 use upgrade::{Ongoing, Running};
 
@@ -192,6 +192,10 @@ struct Supervisor {
     _outbox: Sender<FromWorker>,
     /// What the asker says.
     said: Receiver<Said>,
+    /// Who is to hear of a hand-over for which another process gets ready.
+    preparing: Option<Preparing>,
+    /// Where processes arrive that are ready to go on.
+    successors: (Sender<Prepared>, Receiver<Prepared>),
     /// What is left here of guests that another process has.
     departed: Departed,
     start: Instant,
@@ -259,6 +263,8 @@ impl Supervisor {
             reports,
             _outbox: outbox,
             said,
+            preparing: None,
+            successors: unbounded(),
             departed: Departed::default(),
             shared: shared.clone(),
             config,
@@ -278,6 +284,7 @@ impl Supervisor {
     /// Serves until the cell is over, and says so.
     fn run(mut self, requests: &Receiver<Request>, mut going: Going) {
         let (reports, said) = (self.reports.clone(), self.said.clone());
+        let ready = self.successors.1.clone();
         while going == Going::On {
             let upgrades = self.ongoing.iter().filter_map(Ongoing::alarm);
             let tick = match self.model.alarm().into_iter().chain(upgrades).min() {
@@ -298,6 +305,10 @@ impl Supervisor {
                     Ok(said) => self.hear_asker(said),
                     Err(_) => Going::Over,
                 },
+                recv(ready) -> prepared => match prepared {
+                    Ok(prepared) => self.go_over(prepared),
+                    Err(_) => Going::Over,
+                },
                 recv(tick) -> _ => match self.tell(Fact::Tick) {
                     Going::On => self.tick_upgrades(),
                     Going::Over => Going::Over,
@@ -305,8 +316,9 @@ impl Supervisor {
             };
         }
         drop(self.workers);
-        // What has been frozen is written.
+        // What has been frozen is written, and what guests have said.
         self.writers.join();
+        logger::settle_all(self.members.iter().filter_map(|it| it.log.as_deref()));
         if !self.ended.is_handed_over.load(Ordering::Acquire) {
             let words = "the cell has ended".to_owned();
             self.events.add(None, 0, EventKind::Down, words);
@@ -423,7 +435,11 @@ impl Supervisor {
                 self.snapshot(selector, file, &reply);
                 return Going::On;
             }
-            Command::HandOver { program } => self.hand_over(&program, control),
+            Command::HandOver { program } => {
+                // It is answered when another process is ready, and then has everything.
+                self.hand_over(program, control, &reply);
+                return Going::On;
+            }
             Command::Upgrades => (Reply::Upgrades(self.upgrades()), Going::On),
             Command::Down => {
                 let all: Vec<usize> = (0..self.members.len()).collect();

@@ -8,21 +8,22 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use wharf_machine::Hypervisor;
 use wharf_machine::handover::Luggage;
-use wharf_machine::image::Image;
+use wharf_model::Outcome;
 use wharf_model::cell::TaskKey;
-use wharf_policy::Slots;
+use wharf_policy::{CarriedSlots, Opened, Slots};
 
 use super::upgrade::Running;
 use super::{Going, Supervisor};
 use crate::cell::console::Consoles;
 use crate::cell::events::EventLog;
 use crate::cell::handover::{
-    CarriedMember, Control, ControlFiles, FORMAT, Finish, Gave, HandoverError, Heard, Images, Link,
-    Message, PATIENCE, Reception, START_PATIENCE, Stranded, World, announce, give,
+    CarriedMember, Components, Control, ControlFiles, FORMAT, Finish, Gave, HandoverError, Heard,
+    Images, Link, Lost, Message, PATIENCE, Reception, START_PATIENCE, Stranded, Told, World,
+    announce, give,
 };
 use crate::cell::protocol::EventKind;
 use crate::cell::templates::Templates;
-use crate::cell::worker::{Live, ToWorker};
+use crate::cell::worker::{FromWorker, Live, ToWorker};
 use crate::cell::{CellConfig, CellError, Ended, Request, Shared, policies, router};
 use crate::net::{Acceptor, SharedPort, Switch, Waiting};
 use crate::text::one_line;
@@ -32,6 +33,8 @@ pub(in crate::cell) struct Newcomer {
     link: Link,
     reception: Reception,
     supervisor: Supervisor,
+    /// The plugins that were compiled.
+    opened: Opened,
     /// Where the guests that were taken are.
     places: BTreeMap<TaskKey, usize>,
 }
@@ -55,17 +58,24 @@ impl Newcomer {
             }
             _ => return Err(HandoverError::Unexpected("who it is")),
         }
-        let (world, luggage) = match link.hear(PATIENCE)? {
-            (Message::World(world), luggage) => (*world, luggage),
-            _ => return Err(HandoverError::Unexpected("what there is")),
+        let mut opened = Opened::default();
+        let met = match link.hear(PATIENCE) {
+            // It ends this process when it takes its guests back.
+            Ok(_) if !link.is_of_parent() => Err(HandoverError::NotParent),
+            Ok((Message::World(world), luggage)) => {
+                set_up(*world, luggage, &mut opened, (events, ended))
+            }
+            Ok(_) => Err(HandoverError::Unexpected("what there is")),
+            Err(error) => Err(error.into()),
         };
-        match set_up(world, luggage, (events, ended)) {
+        match met {
             Ok(supervisor) => {
                 link.tell(&Message::Ready)?;
                 Ok(Self {
                     link,
                     reception: Reception::default(),
                     supervisor,
+                    opened,
                     places: BTreeMap::new(),
                 })
             }
@@ -85,45 +95,101 @@ impl Newcomer {
     ///
     /// # Errors
     ///
-    /// When the other process wants everything back, which it then has, or is gone.
+    /// When the other process wants everything back, or is not understood: then it has
+    /// everything, unless it is gone.
     pub(in crate::cell) fn take_guests(&mut self) -> Result<(Finish, Luggage), HandoverError> {
         loop {
-            let said = self.link.hear(START_PATIENCE)?;
-            let Supervisor {
-                members, shared, ..
-            } = &self.supervisor;
-            let birth = |key: TaskKey| Some(members.get(key.replica)?.birth(key));
-            match self.reception.hear(&self.link, said, shared, birth)? {
-                Heard::Nothing => {}
-                Heard::Here(key, live) => {
-                    self.link.tell(&Message::Taken)?;
-                    self.place(key, live);
-                }
-                Heard::Other(Message::Finish(finish), luggage) => return Ok((*finish, luggage)),
-                Heard::Other(Message::GiveBack, _) => {
-                    self.give_back()?;
-                    return Err(HandoverError::GivenBack);
-                }
-                Heard::Other(..) => return Err(HandoverError::Unexpected("a guest")),
+            match self.take_in() {
+                Ok(None) => {}
+                Ok(Some((finish, luggage))) => return Ok((*finish, luggage)),
+                Err(error) => return Err(self.decline(error)),
             }
         }
     }
 
+    /// Takes in a message. The last is returned.
+    fn take_in(&mut self) -> Result<Option<(Box<Finish>, Luggage)>, HandoverError> {
+        let said = self.link.hear(START_PATIENCE)?;
+        let Supervisor {
+            members, shared, ..
+        } = &self.supervisor;
+        let birth = |key: TaskKey| Some(members.get(key.replica)?.birth(key));
+        match self.reception.hear(&self.link, said, shared, birth)? {
+            Heard::Nothing => {}
+            Heard::Here(key, live) => {
+                self.link.tell(&Message::Taken)?;
+                self.place(key, live);
+            }
+            Heard::Other(Message::Policies { slots, components }, luggage) => {
+                self.decide_on(slots, components, &luggage)?;
+                self.link.tell(&Message::Ready)?;
+            }
+            Heard::Other(Message::Finish(finish), luggage) => return Ok(Some((finish, luggage))),
+            Heard::Other(Message::GiveBack, _) => {
+                self.give_back()?;
+                return Err(HandoverError::GivenBack);
+            }
+            Heard::Other(..) => return Err(HandoverError::Unexpected("a guest")),
+        }
+        Ok(None)
+    }
+
+    /// Has policies decide as they did a moment ago.
+    fn decide_on(
+        &mut self,
+        mut slots: CarriedSlots,
+        components: Components,
+        luggage: &Luggage,
+    ) -> Result<(), HandoverError> {
+        components
+            .take(&mut slots, luggage)
+            .map_err(|e| HandoverError::unfit(&e))?;
+        let own = &self.supervisor.shared.slots;
+        own.go_on(&slots, &mut self.opened)
+            .map_err(|e| HandoverError::unfit(&e))
+    }
+
     /// Gives a guest to the worker with the fewest.
-    fn place(&mut self, key: TaskKey, live: Box<Live>) {
+    fn place(&mut self, key: TaskKey, mut live: Box<Live>) {
         let workers = &self.supervisor.workers.0;
         let load = |worker: &usize| self.places.values().filter(|it| *it == worker).count();
         let worker = (0..workers.len()).min_by_key(load).unwrap_or(0);
         if let Some((mailbox, _)) = workers.get(worker) {
+            live.resume();
             mailbox.send(ToWorker::Adopt(live));
             self.places.insert(key, worker);
         }
+    }
+
+    /// Says why this process does not go on, and gives back what it has when it is asked
+    /// to. Returns why.
+    fn decline(&mut self, why: HandoverError) -> HandoverError {
+        if why.is_end() || matches!(why, HandoverError::GivenBack) {
+            return why;
+        }
+        let declined = self.link.tell(&Message::Refused(one_line(&why)));
+        let given_back = declined.map_err(HandoverError::from).and_then(|()| {
+            loop {
+                match self.link.hear(PATIENCE) {
+                    Ok((Message::GiveBack, _)) => return self.give_back(),
+                    // What it had said before it heard.
+                    Ok(_) => {}
+                    Err(error) if error.is_end() => return Err(error.into()),
+                    Err(_) => {}
+                }
+            }
+        });
+        if let Err(error) = given_back {
+            log::error!("guests were not given back: {}", one_line(&error));
+        }
+        why
     }
 
     /// Gives back whatever was taken.
     fn give_back(&mut self) -> Result<(), HandoverError> {
         self.supervisor.acceptor.share(true);
         let (mut images, mut departed) = (Images::default(), Vec::new());
+        let mut ends = BTreeMap::new();
         for (key, worker) in std::mem::take(&mut self.places) {
             let supervisor = &self.supervisor;
             let (Some(member), Some((mailbox, _))) = (
@@ -133,14 +199,36 @@ impl Newcomer {
                 continue;
             };
             let (link, birth) = (&self.link, member.birth(key));
-            let gave = match announce(link, &mut images, &birth, mailbox)? {
-                Ok(written) => give(link, birth, written, mailbox, &mut None)?,
-                Err(gave) => gave,
+            let told = announce(link, &mut images, &birth, mailbox)?;
+            let gave = match told {
+                Told::All(written) => {
+                    give(link, birth, written, mailbox).map_err(|broken| broken.error)?
+                }
+                Told::Ended => Gave::Ended,
+                Told::Kept(reason) => Gave::Kept(reason),
             };
-            match gave {
-                Gave::Away { left, .. } => departed.push(left),
-                Gave::Ended | Gave::Kept(_) => link.tell(&Message::Lost(key))?,
-            }
+            let (outcome, report) = match gave {
+                Gave::Away { left, .. } => {
+                    departed.push(left);
+                    continue;
+                }
+                Gave::Ended => {
+                    supervisor.hear_of_ends(&mut ends);
+                    let unknown = || Some("it has ended in another process".to_owned());
+                    let ended = ends.remove(&key);
+                    ended.unwrap_or_else(|| (Outcome::Faulted, unknown()))
+                }
+                Gave::Kept(reason) => {
+                    let report = format!("it does not come back from another process: {reason}");
+                    (Outcome::Faulted, Some(report))
+                }
+            };
+            let lost = Lost {
+                key,
+                outcome,
+                report,
+            };
+            link.tell(&Message::Lost(Box::new(lost)))?;
         }
         self.link.tell(&Message::Empty).map_err(HandoverError::from)
     }
@@ -166,14 +254,7 @@ impl Newcomer {
                 let _ = begin.send(self.supervisor);
                 Ok((thread, served))
             }
-            Err(error) => {
-                self.link.tell(&Message::Refused(one_line(&error)))?;
-                match self.link.hear(PATIENCE)?.0 {
-                    Message::GiveBack => self.give_back()?,
-                    _ => return Err(HandoverError::Unexpected("what becomes of that")),
-                }
-                Err(error)
-            }
+            Err(error) => Err(self.decline(error)),
         }
     }
 
@@ -239,6 +320,15 @@ impl Newcomer {
 }
 
 impl Supervisor {
+    /// What workers have said of guests' ends, which nobody hears any more otherwise.
+    fn hear_of_ends(&self, ends: &mut BTreeMap<TaskKey, (Outcome, Option<String>)>) {
+        while let Ok(report) = self.reports.try_recv() {
+            if let FromWorker::Ended(key, outcome, report) = report {
+                ends.insert(key, (outcome, report));
+            }
+        }
+    }
+
     /// Makes a replica what it was.
     fn restore(
         &mut self,
@@ -250,9 +340,8 @@ impl Supervisor {
         let Some(member) = self.members.get_mut(replica) else {
             return Ok(());
         };
-        let image = |number: Option<usize>| -> Result<Option<Arc<Image>>, HandoverError> {
-            number.map(|it| reception.image(it)).transpose()
-        };
+        let image = |number| reception.image(number).map_err(HandoverError::Unfit);
+        let maybe = |number: Option<usize>| number.map(image).transpose();
         let CarriedMember {
             spec,
             image: runs,
@@ -262,12 +351,12 @@ impl Supervisor {
             rest,
         } = carried;
         member.spec = Arc::new(spec);
-        member.image = image(runs)?;
-        member.pinned = image(pinned)?;
+        member.image = maybe(runs)?;
+        member.pinned = maybe(pinned)?;
         member.previous = match previous {
             Some((spec, number)) => Some(Running {
                 spec: Arc::new(spec),
-                image: reception.image(number)?,
+                image: image(number)?,
             }),
             None => None,
         };
@@ -287,6 +376,7 @@ impl Supervisor {
 fn set_up(
     world: World,
     mut luggage: Luggage,
+    opened: &mut Opened,
     (events, ended): (Arc<EventLog>, Arc<Ended>),
 ) -> Result<Supervisor, HandoverError> {
     let World {
@@ -299,14 +389,12 @@ fn set_up(
     let hypervisor = Hypervisor::open().map_err(|e| HandoverError::unfit(&e))?;
     let hypervisor = Arc::new(hypervisor.with_shared_memory());
     let own = policies::slots(&config, &events);
-    for (digest, bytes) in components {
-        let component = luggage
-            .bytes(bytes)
-            .map_err(|e| HandoverError::unfit(&e))?
-            .into();
-        slots.components.insert(digest, component);
-    }
-    own.go_on(&slots).map_err(|e| HandoverError::unfit(&e))?;
+    components
+        .take(&mut slots, &luggage)
+        .map_err(|e| HandoverError::unfit(&e))?;
+    // They will go on from a later state: this compiles them, and shows whether they do.
+    own.go_on(&slots, opened)
+        .map_err(|e| HandoverError::unfit(&e))?;
     let ports = ports.into_iter().map(|it| {
         Ok(SharedPort {
             task: it.task,

@@ -88,9 +88,9 @@ impl Live {
         })
     }
 
-    /// Has it go on as if nothing had been.
-    pub(in crate::cell) fn keep(&mut self) {
-        self.guest.machine.keep();
+    /// Has it go on in this process, as if nothing had been.
+    pub(in crate::cell) fn resume(&mut self) {
+        self.guest.machine.resume();
         self.guest.has_news();
     }
 
@@ -99,7 +99,8 @@ impl Live {
         self.guest.machine.let_go();
     }
 
-    /// Goes on with a guest of another process. The error says why not, in one line.
+    /// Makes a guest of another process, which is to be [resumed](Self::resume) when it is
+    /// this one's. The error says why not, in one line.
     pub(in crate::cell) fn go_on(
         shared: &Shared,
         birth: Birth,

@@ -1,0 +1,68 @@
+//! The host in the place of another, as tests ask for it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::command::{Printed, wharf_path};
+use crate::host::{Host, Object, objects};
+
+/// A task that is published at a port, and what else is said of it.
+#[must_use]
+pub fn service(name: &str, image: &Path, port: u16, more: &str) -> String {
+    format!("[[task]]\nname = {name:?}\nimage = {image:?}\npublish = [\"{port}:80\"]\n{more}\n")
+}
+
+/// The program that is a host.
+#[must_use]
+pub fn program() -> PathBuf {
+    wharf_path().with_file_name("wharf-host")
+}
+
+/// Hands the host over to another process of the same program, and returns the report.
+///
+/// # Panics
+///
+/// When it does not take over.
+#[expect(
+    clippy::must_use_candidate,
+    reason = "often it is enough that it is done"
+)]
+pub fn hand_over(host: &Host) -> Object {
+    let before = host.pid();
+    let printed = host.try_ask(&["handover", "--json"]);
+    assert_eq!(printed.status, 0, "{}{}", printed.stderr, host.said());
+    let report = objects(&format!("[{}]", printed.stdout)).remove(0);
+    assert_ne!(host.pid(), before, "the lock names the new process");
+    assert_eq!(
+        host.pid().map(|it| it.as_raw() as u64),
+        Some(report.number("pid"))
+    );
+    report
+}
+
+/// A program that does this before it is a host, or instead.
+///
+/// # Panics
+///
+/// When the directory cannot be written to.
+#[must_use]
+pub fn wrapper(directory: &Path, name: &str, script: &str) -> PathBuf {
+    let path = directory.join(name);
+    let program = program();
+    let text = format!("#!/bin/sh\nhost={}\n{script}\n", program.display());
+    fs::write(&path, text).expect("the directory is ours");
+    let mode = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(&path, mode).expect("the file is ours");
+    path
+}
+
+/// What becomes of a hand-over to this program.
+///
+/// # Panics
+///
+/// When its path is no text.
+#[must_use]
+pub fn try_program(host: &Host, program: &Path) -> Printed {
+    host.try_ask(&["handover", program.to_str().expect("it is text")])
+}
