@@ -326,3 +326,71 @@ fn a_canary_gets_its_share_and_the_rest_when_it_is_good() {
         .filter(|it| it.text("kind") == "upgrade-shared");
     assert_eq!(shares.count(), 2);
 }
+
+/// Of two versions that run beside each other, an operator reaches each.
+#[test]
+fn either_of_two_lives_is_looked_at_and_stopped_by_its_generation() {
+    let Some(_) = kvm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let at = port();
+    let image = app("http");
+    let config = "steps = [50], period = \"60s\"";
+    let toml = with_plugin("upgrader", &policy("canary-judge"), config) + &service(&image, at, "");
+    let host = Host::up(directory.path(), &toml);
+    let mut old = Client::of(at);
+    text(old.ask("GET", "/", b""));
+    let rows = |of: &str| objects(&host.ask(&["ps", of, "--json"]));
+    let refused = |args: &[&str]| {
+        let printed = host.try_ask(args);
+        printed.refusal().to_owned()
+    };
+    assert!(refused(&["stop", "web.0@2"]).contains("no task is called web.0@2"));
+    assert!(refused(&["logs", "web.0@1"]).contains("a replica's"));
+    let begin = |number| {
+        let next = another_version(directory.path(), &image, number);
+        let _ = host.ask(&[
+            "upgrade",
+            "web",
+            "--image",
+            next.to_str().unwrap(),
+            "--no-wait",
+        ]);
+        host.until("both run", || (rows("web").len() == 2).then_some(()));
+    };
+
+    // The new one is taken back, and nobody notices.
+    begin(1);
+    host.until("the new one serves", || {
+        let row = rows("web.0@2");
+        (row.first()?.number("share") == 50).then_some(())
+    });
+    assert_eq!(rows("web.0@1")[0].number("generation"), 1);
+    assert!(refused(&["stop", "web.0@1"]).contains("until the upgrade is through"));
+    let mut new: Vec<Client> = (0..20).map(|_| Client::of(at)).collect();
+    for client in &mut new {
+        text(client.ask("GET", "/", b""));
+    }
+    assert!(rows("web.0@2")[0].number("connections") > 0);
+    assert_eq!(host.ask(&["stop", "web.0@2"]), "web.0@2 stopped\n");
+    assert!(refused(&["ps", "web.0@2"]).contains("no task is called"));
+    text(old.ask("GET", "/", b""));
+    let left = rows("web");
+    assert_eq!((left.len(), left[0].number("share")), (1, 100));
+    let upgrades = host.events();
+    let told = upgrades
+        .iter()
+        .find(|it| it.text("kind") == "upgrade-rolled-back");
+    assert!(
+        told.is_some_and(|it| it.text("detail").contains("web.0@2 was stopped")),
+        "{upgrades:?}"
+    );
+
+    // What only is that life is restarted, and another is not.
+    let generation = left[0].number("generation");
+    assert_eq!(generation, 1);
+    assert!(refused(&["restart", "web.0@2"]).contains("no task is called"));
+    let _ = host.ask(&["restart", "web.0@1"]);
+    host.until_task("web.0", |it| {
+        it.number("generation") > 1 && it.state() == "waiting"
+    });
+}

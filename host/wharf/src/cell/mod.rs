@@ -266,8 +266,8 @@ impl Cell {
     ///
     /// # Errors
     ///
-    /// When it means nothing.
-    pub fn stop(&self, selector: &Selector) -> Result<(), NoSuchTask> {
+    /// When it means nothing, or a life that is needed.
+    pub fn stop(&self, selector: &Selector) -> Result<(), TaskRefusal> {
         self.begin(Command::Stop(selector.clone()))
     }
 
@@ -277,7 +277,7 @@ impl Cell {
     /// # Errors
     ///
     /// When it means nothing.
-    pub fn restart(&self, selector: &Selector) -> Result<(), NoSuchTask> {
+    pub fn restart(&self, selector: &Selector) -> Result<(), TaskRefusal> {
         self.begin(Command::Restart(selector.clone()))
     }
 
@@ -387,9 +387,9 @@ impl Cell {
     }
 
     /// Has something begun; it is as good as done when the cell has ended.
-    fn begin(&self, command: Command) -> Result<(), NoSuchTask> {
+    fn begin(&self, command: Command) -> Result<(), TaskRefusal> {
         match self.ask(command) {
-            Some(Reply::Refused(refusal)) => Err(refusal),
+            refused @ Some(Reply::Refused(_) | Reply::Denied(_)) => Err(refusal(refused)),
             _ => Ok(()),
         }
     }

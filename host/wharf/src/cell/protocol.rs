@@ -88,7 +88,8 @@ pub struct NoSuchTask {
     pub selector: Selector,
 }
 
-/// A task, or one replica of it: `web` or `web.1`, also when it is serialised.
+/// A task, one replica of it, or one life of that: `web`, `web.1` or `web.1@3`, also when it
+/// is serialised.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Selector {
@@ -96,11 +97,17 @@ pub struct Selector {
     pub name: String,
     /// Which replica, from 0; all when there is none.
     pub index: Option<u32>,
+    /// Which generation of it: of two that run beside each other one, and otherwise only
+    /// if it is that.
+    pub generation: Option<u64>,
 }
 
 /// A selector that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no task: write NAME or NAME.INDEX, such as web or web.1")]
+#[error(
+    "{text:?} is no task: write NAME, NAME.INDEX or NAME.INDEX@GENERATION, such as web, web.1 \
+     or web.1@3"
+)]
 pub struct SelectorError {
     /// What was written.
     pub text: String,
@@ -400,10 +407,17 @@ impl EventKind {
 }
 
 impl Selector {
-    /// Says whether it means this replica.
+    /// Says whether it means this replica, or a life of it.
     #[must_use]
     pub fn matches(&self, name: &str, index: u32) -> bool {
         self.name == name && self.index.is_none_or(|wanted| wanted == index)
+    }
+
+    /// Says whether it means this life of a replica.
+    #[must_use]
+    pub fn means(&self, task: &TaskStatus) -> bool {
+        let is_it = |wanted| wanted == task.generation;
+        self.matches(&task.name, task.index) && self.generation.is_none_or(is_it)
     }
 }
 
@@ -414,16 +428,28 @@ impl FromStr for Selector {
         let error = || SelectorError {
             text: text.to_owned(),
         };
-        let (name, index) = match text.rsplit_once('.') {
-            // The standard library takes a sign, too.
-            Some((_, index)) if index.starts_with('+') => return Err(error()),
-            Some((name, index)) => (name, Some(index.parse().map_err(|_| error())?)),
+        // The standard library takes a sign, too.
+        let number = |text: &str| {
+            let number = text.parse::<u64>().ok();
+            number.filter(|_| !text.starts_with('+')).ok_or_else(error)
+        };
+        let (replica, generation) = match text.split_once('@') {
+            Some((replica, generation)) => (replica, Some(number(generation)?)),
             None => (text, None),
         };
-        if is_task_name(name) {
+        let (name, index) = match replica.rsplit_once('.') {
+            Some((name, index)) => (name, Some(number(index)?)),
+            None => (replica, None),
+        };
+        let index = index.map(u32::try_from).transpose();
+        let index = index.map_err(|_| error())?;
+        // Each replica counts its own.
+        let is_whole = generation.is_none() || index.is_some();
+        if is_task_name(name) && is_whole {
             Ok(Self {
                 name: name.to_owned(),
                 index,
+                generation,
             })
         } else {
             Err(error())
@@ -458,8 +484,11 @@ pub fn is_task_name(name: &str) -> bool {
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
-        match self.index {
-            Some(index) => write!(f, ".{index}"),
+        if let Some(index) = self.index {
+            write!(f, ".{index}")?;
+        }
+        match self.generation {
+            Some(generation) => write!(f, "@{generation}"),
             None => Ok(()),
         }
     }
@@ -485,6 +514,17 @@ mod tests {
         let first = parse("web.1").unwrap();
         assert!(first.matches("web", 1) && !first.matches("web", 0));
         assert_eq!(first.to_string(), "web.1");
+        let life = parse("web.1@3").unwrap();
+        assert_eq!(
+            (life.generation, life.to_string().as_str()),
+            (Some(3), "web.1@3")
+        );
+        let mut status = crate::control::fake::status("web", 1);
+        for (generation, is_meant) in [(2, false), (3, true)] {
+            status.generation = generation;
+            assert_eq!(life.means(&status), is_meant);
+            assert!(first.means(&status) && web.means(&status));
+        }
         for bad in [
             "",
             ".",
@@ -498,6 +538,12 @@ mod tests {
             "a b",
             "web.1.2",
             "web.99999999999",
+            "web@1",
+            "web.1@",
+            "web.1@x",
+            "web.1@+1",
+            "web.1@1@1",
+            "@1",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

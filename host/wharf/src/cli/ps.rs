@@ -4,11 +4,14 @@ use comfy_table::Cell;
 
 use super::host::{Host, replica};
 use super::{output, table};
-use crate::cell::protocol::TaskStatus;
+use crate::cell::protocol::{Selector, TaskStatus};
 use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    /// Only this: NAME, NAME.INDEX for one replica, or NAME.INDEX@GENERATION for one life
+    task: Option<Selector>,
+
     #[command(flatten)]
     host: Host,
 
@@ -19,7 +22,7 @@ pub(super) struct Args {
 
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
-    let tasks = args.host.client()?.tasks(None)?;
+    let tasks = args.host.client()?.tasks(args.task.as_ref())?;
     output::result(args.json, &tasks, || report(&tasks))?;
     Ok(0)
 }

@@ -6,7 +6,7 @@ use crate::cell::protocol::Selector;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The task: NAME, or NAME.INDEX for one replica
+    /// The task: NAME, NAME.INDEX for one replica, or NAME.INDEX@GENERATION for one life
     task: Selector,
 
     #[command(flatten)]

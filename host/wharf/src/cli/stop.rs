@@ -13,7 +13,7 @@ const PERIOD: Duration = Duration::from_millis(20);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The task: NAME, or NAME.INDEX for one replica
+    /// The task: NAME, NAME.INDEX for one replica, or NAME.INDEX@GENERATION for one life
     task: Selector,
 
     /// Do not wait until it has stopped
@@ -37,7 +37,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         }
     }
     let line = |task| format!("{} {}\n", replica(task), outcome(task));
-    let report: String = tasks.iter().map(line).collect();
+    let mut report: String = tasks.iter().map(line).collect();
+    if tasks.is_empty() {
+        report = format!("{} stopped\n", args.task);
+    }
     output::print(report.as_bytes())?;
     Ok(0)
 }
@@ -46,7 +49,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
 fn settled(client: &Client, selector: &Selector) -> Result<Vec<TaskStatus>, ClientError> {
     let mut waiting = Waiting::start();
     loop {
-        let tasks = client.tasks(Some(selector))?;
+        let tasks = match client.tasks(Some(selector)) {
+            // Of one that was beside another, nothing is left to be shown.
+            Err(ClientError::Refused(_)) if selector.generation.is_some() => Vec::new(),
+            other => other?,
+        };
         let living: Vec<_> = tasks
             .iter()
             .filter(|task| lives(task))

@@ -19,7 +19,7 @@ const PERIOD: Duration = Duration::from_millis(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Upgrade {
-    /// The task: NAME, or NAME.INDEX for one replica
+    /// The task: NAME, NAME.INDEX for one replica, or NAME.INDEX@GENERATION for one life
     task: Selector,
 
     /// The new version: an image, or PACKAGE#BIN to build it from
@@ -32,7 +32,7 @@ pub(super) struct Upgrade {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Rollback {
-    /// The task: NAME, or NAME.INDEX for one replica
+    /// The task: NAME, NAME.INDEX for one replica, or NAME.INDEX@GENERATION for one life
     task: Selector,
 
     #[command(flatten)]

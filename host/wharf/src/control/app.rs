@@ -50,10 +50,16 @@ impl App {
         }
     }
 
-    /// The replicas that a selector means.
-    pub(super) fn chosen(&self, selector: &Selector) -> Result<Vec<TaskStatus>, Problem> {
+    /// What a selector means now, if anything.
+    pub(super) fn meant(&self, selector: &Selector) -> Vec<TaskStatus> {
         let mut tasks = self.cell.tasks();
-        tasks.retain(|task| selector.matches(&task.name, task.index));
+        tasks.retain(|task| selector.means(task));
+        tasks
+    }
+
+    /// What a selector means.
+    pub(super) fn chosen(&self, selector: &Selector) -> Result<Vec<TaskStatus>, Problem> {
+        let tasks = self.meant(selector);
         if tasks.is_empty() {
             let selector = selector.clone();
             return Err(NoSuchTask { selector }.into());

@@ -97,9 +97,7 @@ pub(crate) fn cell_of(mut tasks: Vec<TaskStatus>) -> (Cell, Vec<Arc<ConsoleRing>
 
 fn each(tasks: &mut [TaskStatus], selector: Selector, change: fn(&mut TaskStatus)) -> Reply {
     let all = tasks.iter_mut();
-    let mut chosen: Vec<_> = all
-        .filter(|task| selector.matches(&task.name, task.index))
-        .collect();
+    let mut chosen: Vec<_> = all.filter(|task| selector.means(task)).collect();
     if chosen.is_empty() {
         return Reply::Refused(NoSuchTask { selector });
     }

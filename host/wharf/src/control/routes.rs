@@ -38,8 +38,8 @@ const BODY_PATIENCE: Duration = Duration::from_secs(10);
     title = "wharf",
     license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     description = "Control of a host that runs unikernels: HTTP over its Unix socket. \
-                   Times are nanoseconds; `{task}` is a task's name, or NAME.INDEX for \
-                   one replica."
+                   Times are nanoseconds; `{task}` is a task's name, NAME.INDEX for one \
+                   replica, or NAME.INDEX@GENERATION for one life of it."
 ))]
 struct Description;
 
@@ -105,7 +105,7 @@ async fn tasks(State(app): State<App>) -> Json<Vec<TaskStatus>> {
 /// The replicas of one task, or one of them
 #[utoipa::path(
     get, path = "/v1/tasks/{task}",
-    params(("task" = String, Path, description = "NAME or NAME.INDEX")),
+    params(("task" = String, Path, description = "NAME, NAME.INDEX or NAME.INDEX@GENERATION")),
     responses(
         (status = 200, body = [TaskStatus]),
         (status = 400, body = Problem, description = "not a task's name"),
@@ -121,14 +121,17 @@ async fn task(
 
 /// Stop a task for good
 ///
-/// Answers when that has begun; its `state` tells when it is done.
+/// Answers when that has begun; its `state` tells when it is done. Of two generations that
+/// run beside each other, one can be stopped: the new one, and the old one goes on; or the
+/// old one when the new one has its place, whatever connections it has left.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/stop",
-    params(("task" = String, Path, description = "NAME or NAME.INDEX")),
+    params(("task" = String, Path, description = "NAME, NAME.INDEX or NAME.INDEX@GENERATION")),
     responses(
         (status = 202, body = [TaskStatus]),
         (status = 400, body = Problem, description = "not a task's name"),
         (status = 404, body = Problem, description = "no such task"),
+        (status = 409, body = Problem, description = "a generation that is needed"),
     ),
 )]
 async fn stop(
@@ -136,7 +139,8 @@ async fn stop(
     Chosen(selector): Chosen,
 ) -> Result<(StatusCode, Json<Vec<TaskStatus>>), Problem> {
     app.cell.stop(&selector)?;
-    Ok((StatusCode::ACCEPTED, Json(app.chosen(&selector)?)))
+    // A life may be gone already.
+    Ok((StatusCode::ACCEPTED, Json(app.meant(&selector))))
 }
 
 /// Begin a new generation of a task, ending the present one first
@@ -144,7 +148,7 @@ async fn stop(
 /// Answers when that has begun; its `generation` tells when it is done.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/restart",
-    params(("task" = String, Path, description = "NAME or NAME.INDEX")),
+    params(("task" = String, Path, description = "NAME, NAME.INDEX or NAME.INDEX@GENERATION")),
     responses(
         (status = 202, body = [TaskStatus]),
         (status = 400, body = Problem, description = "not a task's name"),
@@ -156,7 +160,7 @@ async fn restart(
     Chosen(selector): Chosen,
 ) -> Result<(StatusCode, Json<Vec<TaskStatus>>), Problem> {
     app.cell.restart(&selector)?;
-    Ok((StatusCode::ACCEPTED, Json(app.chosen(&selector)?)))
+    Ok((StatusCode::ACCEPTED, Json(app.meant(&selector))))
 }
 
 /// What a task wrote to its console, one JSON object a line
@@ -175,6 +179,10 @@ async fn console(
     Chosen(selector): Chosen,
     Asked(query): Asked<ConsoleQuery>,
 ) -> Result<Response, Problem> {
+    if selector.generation.is_some() {
+        let error = "a console is a replica's, of all its generations: write NAME.INDEX";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, error));
+    }
     let consoles = Consoles::new(Arc::clone(&app.cell), &selector, query)?;
     let following = app.following(query.follow)?;
     Ok(feed::respond(consoles, following))

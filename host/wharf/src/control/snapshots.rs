@@ -28,7 +28,7 @@ pub struct SnapshotRequest {
 /// Answers when the file is whole and on the disk. Others can be made of it.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/snapshot",
-    params(("task" = String, Path, description = "NAME or NAME.INDEX")),
+    params(("task" = String, Path, description = "NAME, NAME.INDEX or NAME.INDEX@GENERATION")),
     request_body = SnapshotRequest,
     responses(
         (status = 200, body = SnapshotStatus),

@@ -37,7 +37,7 @@ impl From<TaskRefusal> for Problem {
 /// Answers when that has begun; `/v1/upgrades/{id}` tells how it goes.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/upgrade",
-    params(("task" = String, Path, description = "NAME or NAME.INDEX")),
+    params(("task" = String, Path, description = "NAME, NAME.INDEX or NAME.INDEX@GENERATION")),
     request_body = UpgradeRequest,
     responses(
         (status = 202, body = UpgradeStatus),
@@ -65,7 +65,7 @@ pub(super) async fn upgrade(
 /// Answers when that has begun; `/v1/upgrades/{id}` tells how it goes.
 #[utoipa::path(
     post, path = "/v1/tasks/{task}/rollback",
-    params(("task" = String, Path, description = "NAME or NAME.INDEX")),
+    params(("task" = String, Path, description = "NAME, NAME.INDEX or NAME.INDEX@GENERATION")),
     responses(
         (status = 202, body = UpgradeStatus),
         (status = 400, body = Problem, description = "not a task's name"),

@@ -415,6 +415,7 @@ impl Supervisor {
         } = request;
         let (answer, going) = match command {
             Command::Tasks => (Reply::Tasks(self.statuses()), Going::On),
+            Command::Stop(selector) if selector.generation.is_some() => self.stop_life(selector),
             Command::Stop(selector) => {
                 self.cancel_upgrades(&self.find(&selector), "the task was stopped meanwhile");
                 self.each(selector, Fact::Stop)
@@ -466,11 +467,17 @@ impl Supervisor {
         (Reply::Begun, going)
     }
 
+    /// The replicas that a selector means; of one that names a life, the replica whose
+    /// present life that is.
     fn find(&self, selector: &Selector) -> Vec<usize> {
-        let matches = |member: &Member| selector.matches(&member.spec.name, member.index);
+        let is_meant = |replica: usize, member: &Member| {
+            let present = self.model.key(replica).generation;
+            selector.matches(&member.spec.name, member.index)
+                && selector.generation.is_none_or(|it| it == present)
+        };
         let numbered = self.members.iter().enumerate();
         numbered
-            .filter(|(_, member)| matches(member))
+            .filter(|(replica, member)| is_meant(*replica, member))
             .map(|(replica, _)| replica)
             .collect()
     }

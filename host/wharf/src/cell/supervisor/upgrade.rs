@@ -14,7 +14,7 @@ use wharf_model::upgrade::{Action, Event, Upgrade, Verdict, Which};
 use super::{Going, Member, Supervisor, TaskSpec};
 use crate::cell::asker::{Job, Said};
 use crate::cell::meters::Meters;
-use crate::cell::protocol::{Beside, EventKind, TaskState, TaskStatus};
+use crate::cell::protocol::{Beside, EventKind, Reply, Selector, TaskState, TaskStatus};
 use crate::cell::worker::{Birth, Cut, Handed, ToWorker};
 use crate::net::{Share, TimesThen};
 use crate::units::nanos;
@@ -101,14 +101,21 @@ impl Ongoing {
     }
 
     /// The life beside the replica's present one, while there is one.
-    pub(super) fn beside(&self, member: &Member) -> Option<TaskStatus> {
-        if !self.model.has_both() {
-            return None;
-        }
-        let (key, beside, running) = if self.is_adopted {
-            (self.old, Beside::Last, member.previous.as_ref()?)
+    fn key_beside(&self) -> Option<(TaskKey, Beside)> {
+        let beside = if self.is_adopted {
+            (self.old, Beside::Last)
         } else {
-            (self.new, Beside::Next, &self.next)
+            (self.new, Beside::Next)
+        };
+        self.model.has_both().then_some(beside)
+    }
+
+    /// What is shown of that life.
+    pub(super) fn beside(&self, member: &Member) -> Option<TaskStatus> {
+        let (key, beside) = self.key_beside()?;
+        let running = match beside {
+            Beside::Last => member.previous.as_ref()?,
+            Beside::Next => &self.next,
         };
         Some(TaskStatus {
             generation: key.generation,
@@ -132,6 +139,46 @@ impl Ongoing {
 }
 
 impl Supervisor {
+    /// Stops one life of a replica: of two the one that is to take over, or to go, at once;
+    /// otherwise the present one, as its replica.
+    pub(super) fn stop_life(&mut self, selector: Selector) -> (Reply, Going) {
+        let is_meant = |key: TaskKey| {
+            let member = self.members.get(key.replica);
+            let is_its = member.is_some_and(|it| selector.matches(&it.spec.name, it.index));
+            is_its && selector.generation == Some(key.generation)
+        };
+        let beside = self.ongoing.iter().find(|it| {
+            let key = it.key_beside();
+            key.is_some_and(|(key, _)| is_meant(key))
+        });
+        if let Some(new) = beside.map(Ongoing::new_key) {
+            let why = format!("{selector} was stopped");
+            self.drive(new, Event::Cancel(why.clone()));
+            // It may be left to end with its connections now, for which nobody waits.
+            let going = self.drive(new, Event::Cancel(why));
+            if self.ongoing.iter().any(|it| it.new == new) {
+                let why = format!("{selector} takes the other's place at this moment: ask again");
+                return (Reply::Denied(why), going);
+            }
+            return (Reply::Begun, going);
+        }
+        let found = self.find(&selector);
+        let is_in_place = |it: &Ongoing| found.contains(&it.new.replica) && !it.is_adopted;
+        if self.ongoing.iter().any(is_in_place) {
+            let replica = Selector {
+                generation: None,
+                ..selector.clone()
+            };
+            let why = format!(
+                "{selector} serves until the upgrade is through: stop {replica} for good, or the \
+                 generation after it"
+            );
+            return (Reply::Denied(why), Going::On);
+        }
+        self.cancel_upgrades(&found, "the task was stopped meanwhile");
+        self.each(selector, Fact::Stop)
+    }
+
     /// Takes in what the asker says.
     pub(super) fn hear_asker(&mut self, said: Said) -> Going {
         let (new, answer) = match said {
