@@ -436,13 +436,18 @@ pub fn status(child: &mut Child) -> Option<i32> {
 }
 
 /// Looks until something is found or patience ends.
-pub fn poll<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+pub fn poll<T>(look: impl FnMut() -> Option<T>) -> Option<T> {
+    poll_for(PATIENCE, look)
+}
+
+/// The same with another patience.
+pub fn poll_for<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {
             return Some(found);
         }
-        if start.elapsed() > PATIENCE {
+        if start.elapsed() > patience {
             return None;
         }
         std::thread::sleep(PERIOD);

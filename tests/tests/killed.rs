@@ -21,14 +21,18 @@ fn kv(at: u16) -> String {
 
 /// Has the host killed after a moment, while it is asked for something; returns what whoever
 /// asked was told.
-fn killed_after(host: &Host, moment: Duration, args: &[&str]) -> (i32, String) {
-    thread::scope(|scope| {
-        let asked = scope.spawn(|| host.try_ask(args));
+fn killed_after(host: &mut Host, moment: Duration, args: &[&str]) -> (i32, String) {
+    let its = &*host;
+    let told = thread::scope(|scope| {
+        let asked = scope.spawn(|| its.try_ask(args));
         thread::sleep(moment);
-        host.signal(Signal::SIGKILL);
+        its.signal(Signal::SIGKILL);
         let printed = asked.join().unwrap();
         (printed.status, printed.stderr)
-    })
+    });
+    // Its ports are closed when it is gone.
+    let _ = host.status();
+    told
 }
 
 /// Whoever asked was told the truth, in one line.
@@ -53,7 +57,7 @@ fn in_an_upgrade_what_was_stored_is_there_with_the_next_host() {
         keys.push_str(&format!("{round}\n"));
         let moment = Duration::from_micros(1_500) * round * round;
         is_told(&killed_after(
-            &host,
+            &mut host,
             moment,
             &["upgrade", "kv", "--image", next],
         ));
@@ -89,7 +93,7 @@ fn in_a_snapshot_the_file_is_the_one_before_or_the_new_one() {
         let now = round.to_string();
         text(Client::of(at).ask("PUT", "/k/round", now.as_bytes()));
         let moment = Duration::from_millis(3) * (round - 1);
-        let told = killed_after(&host, moment, &["snapshot", "web", name]);
+        let told = killed_after(&mut host, moment, &["snapshot", "web", name]);
         is_told(&told);
         let apart = tempfile::tempdir().unwrap();
         let clone = Host::up(apart.path(), &from);

@@ -317,6 +317,20 @@ fn carried(host: &Host) -> Host {
     other
 }
 
+/// What was taken out while another process got ready does not decide there.
+#[test]
+fn a_slot_that_goes_on_again_is_as_it_was_the_last_time() {
+    let host = Host::new();
+    host.swap(&last()).unwrap();
+    let other = carried(&host);
+    assert_eq!(choice(&other.scheduler().ask(&question(0))).replica, 1);
+    host.scheduler().remove(false).unwrap();
+    let mut opened = Opened::default();
+    other.slots.go_on(&host.slots.carry(), &mut opened).unwrap();
+    assert_eq!(other.state(), State::BuiltIn);
+    assert_eq!(choice(&other.scheduler().ask(&question(0))).replica, 0);
+}
+
 #[test]
 fn a_slot_that_goes_to_another_process_is_not_changed_and_decides_still() {
     let host = Host::new();

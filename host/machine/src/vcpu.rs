@@ -37,9 +37,6 @@ const RFLAGS_FREE: u64 =
 /// §13.4.1). Guests have no other: CR4.OSXSAVE is clear.
 pub(crate) const FPU_WORDS: usize = 128;
 
-/// Which of the legacy region's words is MXCSR.
-pub(crate) const MXCSR_WORD: usize = 6;
-
 /// Where a vCPU starts.
 pub(crate) struct Start {
     pub(crate) registers: kvm_regs,

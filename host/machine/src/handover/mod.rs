@@ -48,7 +48,7 @@ use crate::machine::{
 use crate::memory::{Backing, Gpa, GuestMemory, PAGE, Touched, Vm, memory_file, u64_of};
 use crate::snapshot::{Cpu, Registers};
 use crate::space::AddressSpace;
-use crate::vcpu::{FPU_WORDS, MXCSR_WORD, Start, Vcpu, held_rflags};
+use crate::vcpu::{FPU_WORDS, Start, Vcpu, held_rflags};
 
 /// Why a guest does not go over.
 #[derive(Debug, thiserror::Error)]
@@ -372,8 +372,7 @@ impl Reserved {
             origin,
         } = self;
         check_backends(&image, &backends)?;
-        let mxcsr = carried.fpu.get(MXCSR_WORD);
-        if carried.fpu.len() != FPU_WORDS || mxcsr.is_none_or(|it| it >> 16 != 0) {
+        if carried.fpu.len() != FPU_WORDS {
             return Err(CarryError::Malformed("its floating-point state is none"));
         }
         let mut registers = carried.registers.kvm();

@@ -248,7 +248,7 @@ fn what_does_not_add_up_is_refused() {
     to_served_wait(&mut machine, None);
     let changes: [(&str, Value, &str); 9] = [
         ("/fpu", Value::from(vec![0; 127]), "floating-point"),
-        ("/fpu/6", Value::from(u32::MAX), "floating-point"),
+        ("/fpu/6", Value::from(u32::MAX), "set the FPU"),
         ("/devices/devices", Value::Array(Vec::new()), "devices"),
         (
             "/devices/devices/0/accepted/queues/0/size",

@@ -111,7 +111,8 @@ pub(super) fn write_to(saved: &Saved, image: &Image, path: &Path) -> Result<(), 
 /// A file that does not have its name yet. It is for its owner alone, since a guest's
 /// memory holds its keys; dropped, it is gone.
 enum Nascent {
-    /// It has no name at all, so that nothing is left of it when this process is killed.
+    /// It has no name until it is whole, so that nothing is left of it when this process
+    /// is killed before.
     Unnamed(File),
     /// The file system has no such files.
     Named(NamedTempFile),

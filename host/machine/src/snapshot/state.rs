@@ -11,7 +11,7 @@ use crate::device::{CONNECTIONS_MAX, DeviceState};
 use crate::image::{Contract, Image};
 use crate::layout::Layout;
 use crate::machine::Origin;
-use crate::vcpu::{FPU_WORDS, MXCSR_WORD, user_rflags};
+use crate::vcpu::{FPU_WORDS, user_rflags};
 
 /// The guest, as JSON in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,9 +90,8 @@ impl State {
         if self.registers.rflags != user_rflags(self.registers.rflags) {
             return Err(Malformed("its flags are not a guest's"));
         }
-        // Reserved bits (SDM vol. 1 §10.2.3).
-        let mxcsr = self.fpu.get(MXCSR_WORD);
-        if self.fpu.len() != FPU_WORDS || mxcsr.is_none_or(|it| it >> 16 != 0) {
+        // What an MXCSR may have is the CPU's to say: KVM looks.
+        if self.fpu.len() != FPU_WORDS {
             return Err(Malformed("its floating-point state is none"));
         }
         if self.devices.len() != image.manifest().devices.len() {

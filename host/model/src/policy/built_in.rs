@@ -66,7 +66,8 @@ fn transform(proposal: &Proposal, state: &[u8]) -> Result<Vec<u8>, String> {
         Ok(state.to_vec())
     } else {
         Err(format!(
-            "state of format {old} is not of format {new}, and no upgrader turns it into that"
+            "state of format {old} is not of format {new}, and no upgrader turns it into that: name \
+             one that does, [policy.upgrader]"
         ))
     }
 }

@@ -168,8 +168,13 @@ impl Slot {
         let seat = installed.as_ref().filter(|_| !is_out).map(made);
         let seat = seat.transpose()?;
         let mut inner = self.lock();
-        if let Some(instance) = seat {
-            inner.sit(instance);
+        match seat {
+            Some(instance) => inner.sit(instance),
+            // Nor does who sat there when it went on for the first time.
+            None => {
+                self.unseat(&mut inner);
+                inner.turn = inner.turn.saturating_add(1);
+            }
         }
         inner.rules = carried.rules.clone();
         inner.installed = installed;

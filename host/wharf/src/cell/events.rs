@@ -23,6 +23,8 @@ struct Inner {
     last: u64,
     /// How many of each kind there were, kept or not.
     counts: BTreeMap<EventKind, u64>,
+    /// Whether there will be no more.
+    is_closed: bool,
 }
 
 impl EventLog {
@@ -70,6 +72,11 @@ impl EventLog {
         }
     }
 
+    /// Forgets what happened so far: it happened in another process, too.
+    pub(super) fn forget(&self) {
+        *self.lock() = Inner::default();
+    }
+
     /// Puts what happened in another process before what happened here.
     pub(super) fn go_on(&self, carried: CarriedEvents) {
         let mut inner = self.lock();
@@ -88,10 +95,22 @@ impl EventLog {
         }
     }
 
-    /// Waits until there is an event with a number above `seq`, but no longer than
-    /// `patience`.
+    /// Says that there will be no more, to whoever waits.
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.added.notify_all();
+    }
+
+    /// Whether there will be no more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.lock().is_closed
+    }
+
+    /// Waits until there is an event with a number above `seq`, or there will be none, but
+    /// no longer than `patience`.
     pub fn wait_after(&self, seq: u64, patience: Duration) {
-        let is_old = |inner: &mut Inner| inner.last <= seq;
+        let is_old = |inner: &mut Inner| inner.last <= seq && !inner.is_closed;
         // A poisoned log is looked at like any other.
         let _ = self.added.wait_timeout_while(self.lock(), patience, is_old);
     }

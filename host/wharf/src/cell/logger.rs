@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -133,8 +133,7 @@ fn write_all(mut files: Vec<RotatedFile>, inbox: &Receiver<Piece>) {
 #[derive(Debug)]
 struct RotatedFile {
     log: LogFile,
-    /// The file and its length, when it is open.
-    open: Option<(File, u64)>,
+    open: Option<File>,
     /// Whether it was said that writing fails; a guest decides how often it does.
     said: bool,
 }
@@ -163,8 +162,17 @@ impl RotatedFile {
     }
 
     fn try_append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let full = |open: &(File, u64)| open.1 >= self.log.size;
-        if self.open.as_ref().is_some_and(full) {
+        // Somebody else may have renamed it: a tool, or another process that goes on with
+        // a part of the host and appends to it, too.
+        let there = fs::metadata(&self.log.file);
+        let is_it = |open: &File| {
+            let (open, there) = (open.metadata().ok()?, there.as_ref().ok()?);
+            Some((open.dev(), open.ino()) == (there.dev(), there.ino()))
+        };
+        if self.open.as_ref().and_then(is_it) != Some(true) {
+            self.open = None;
+        }
+        if there.is_ok_and(|it| it.is_file() && it.len() >= self.log.size) {
             self.open = None;
             self.rotate()?;
         }
@@ -175,14 +183,12 @@ impl RotatedFile {
                 .append(true)
                 .custom_flags(OFlag::O_NONBLOCK.bits())
                 .open(&self.log.file)?;
-            let len = file.metadata()?.len();
-            self.open = Some((file, len));
+            self.open = Some(file);
         }
-        if let Some((file, len)) = &mut self.open {
-            file.write_all(bytes)?;
-            *len = len.saturating_add(bytes.len().try_into().unwrap_or(u64::MAX));
+        match &mut self.open {
+            Some(file) => file.write_all(bytes),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// `file` becomes `file.1`, which becomes `file.2` before, and so on.
@@ -273,6 +279,32 @@ mod tests {
             [read(""), read(".1"), read(".2"), read(".3")],
             ["d", "cccc", "bbbb", ""]
         );
+    }
+
+    /// Two processes write to one log while guests go from one to the other, in turns.
+    #[test]
+    fn who_writes_too_may_rotate() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("web.log");
+        let log = LogFile {
+            file: file.clone(),
+            size: 4,
+            keep: 9,
+        };
+        let mut both = [RotatedFile::new(log.clone()), RotatedFile::new(log)];
+        let mut written = String::new();
+        for turn in 0..9 {
+            let piece = format!("{turn}{turn}");
+            both[turn % 2].append(piece.as_bytes());
+            written.push_str(&piece);
+        }
+        let mut read = String::new();
+        for number in (1..=9).rev() {
+            let old = fs::read_to_string(format!("{}.{number}", file.display()));
+            read.push_str(&old.unwrap_or_default());
+        }
+        read.push_str(&fs::read_to_string(&file).unwrap());
+        assert_eq!(read, written);
     }
 
     #[test]

@@ -53,7 +53,7 @@ use crate::net::{Acceptor, Board, NetError, Router, Switch};
 use console::Consoles;
 use events::EventLog;
 use handover::Link;
-pub use handover::{ControlFiles, ControlSocket, HandoverError, write_holder};
+pub use handover::{Accepting, ControlFiles, ControlSocket, HandoverError, write_holder};
 use protocol::{
     Command, HandoverStatus, NoSuchTask, Reply, Selector, SnapshotStatus, TaskStatus, UpgradeStatus,
 };
@@ -103,6 +103,9 @@ pub enum TaskRefusal {
     /// It cannot be done now.
     #[error("{0}")]
     Denied(String),
+    /// Another process has the cell by now, and is to be asked.
+    #[error("another process has the host by now: ask again")]
+    HandedOver,
 }
 
 /// How often who waits for an answer looks whether there can be one.
@@ -122,6 +125,8 @@ pub struct Cell {
 #[derive(Debug, Default)]
 struct Ended {
     is_over: AtomicBool,
+    /// Whether somebody wants it to end.
+    is_wanted: AtomicBool,
     /// Whether another process goes on with it.
     is_handed_over: AtomicBool,
 }
@@ -211,28 +216,23 @@ impl Cell {
     pub fn take_over<T>(
         link: OwnedFd,
         serve: impl FnOnce(Self, &CellConfig, ControlFiles) -> Result<T, String>,
-    ) -> Result<(Self, JoinHandle<()>, T), HandoverError> {
+    ) -> Result<(JoinHandle<()>, T), HandoverError> {
         let (events, ended) = (Arc::new(EventLog::default()), Arc::default());
         let told = (Arc::clone(&events), Arc::clone(&ended));
         let mut newcomer = Newcomer::meet(Link::given(link), told)?;
         let (finish, luggage) = newcomer.take_guests()?;
         let (requests, inbox) = bounded(64);
         let slots = newcomer.slots();
-        let mut made = None;
-        let (supervisor, served) =
-            newcomer.finish(finish, luggage, inbox, |consoles, config, control| {
-                let cell = Self {
-                    requests,
-                    events,
-                    consoles: Arc::new(consoles),
-                    slots,
-                    ended,
-                };
-                made = Some(cell.clone());
-                serve(cell, config, control)
-            })?;
-        let cell = made.ok_or(HandoverError::GivenBack)?;
-        Ok((cell, supervisor, served))
+        newcomer.finish(finish, luggage, inbox, |consoles, config, control| {
+            let cell = Self {
+                requests,
+                events,
+                consoles: Arc::new(consoles),
+                slots,
+                ended,
+            };
+            serve(cell, config, control)
+        })
     }
 
     /// A handle to a supervisor that somebody else started.
@@ -325,7 +325,7 @@ impl Cell {
         let (selector, file) = (selector.clone(), file.to_owned());
         match self.ask(Command::Snapshot { selector, file }) {
             Some(Reply::Snapshot(status)) => Ok(status),
-            other => Err(refusal(other)),
+            other => Err(self.refusal(other)),
         }
     }
 
@@ -344,7 +344,7 @@ impl Cell {
         let program = program.to_owned();
         match self.ask_with(Command::HandOver { program }, Some(control)) {
             Some(Reply::HandedOver(status)) => Ok(status),
-            other => Err(refusal(other)),
+            other => Err(self.refusal(other)),
         }
     }
 
@@ -357,13 +357,15 @@ impl Cell {
     fn begin_upgrade(&self, command: Command) -> Result<UpgradeStatus, TaskRefusal> {
         match self.ask(command) {
             Some(Reply::Upgrading(status)) => Ok(status),
-            other => Err(refusal(other)),
+            other => Err(self.refusal(other)),
         }
     }
 
     /// Begins to end the cell: tasks are stopped in reverse order. The second
     /// call ends them at once. Returns when that has begun.
     pub fn down(&self) {
+        // What is being handed over is not handed over then.
+        self.ended.is_wanted.store(true, Ordering::Release);
         // A supervisor that is gone has ended everything already.
         let _ = self.ask(Command::Down);
     }
@@ -389,8 +391,19 @@ impl Cell {
     /// Has something begun; it is as good as done when the cell has ended.
     fn begin(&self, command: Command) -> Result<(), TaskRefusal> {
         match self.ask(command) {
-            refused @ Some(Reply::Refused(_) | Reply::Denied(_)) => Err(refusal(refused)),
+            refused @ Some(Reply::Refused(_) | Reply::Denied(_)) => Err(self.refusal(refused)),
+            None if self.is_handed_over() => Err(TaskRefusal::HandedOver),
             _ => Ok(()),
+        }
+    }
+
+    /// Why there is another answer than the one that was hoped for.
+    fn refusal(&self, reply: Option<Reply>) -> TaskRefusal {
+        match reply {
+            Some(Reply::Refused(refusal)) => refusal.into(),
+            Some(Reply::Denied(reason)) => TaskRefusal::Denied(reason),
+            _ if self.is_handed_over() => TaskRefusal::HandedOver,
+            _ => TaskRefusal::Denied("the host is ending".to_owned()),
         }
     }
 
@@ -415,14 +428,5 @@ impl Cell {
                 Err(_) => return None,
             }
         }
-    }
-}
-
-/// Why there is another answer than the one that was hoped for.
-fn refusal(reply: Option<Reply>) -> TaskRefusal {
-    match reply {
-        Some(Reply::Refused(refusal)) => refusal.into(),
-        Some(Reply::Denied(reason)) => TaskRefusal::Denied(reason),
-        _ => TaskRefusal::Denied("the host is ending".to_owned()),
     }
 }

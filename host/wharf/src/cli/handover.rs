@@ -9,7 +9,7 @@ use clap::ValueHint;
 use super::host::{Host, whole_path};
 use super::{output, table};
 use crate::cell::protocol::HandoverStatus;
-use crate::control::HandoverRequest;
+use crate::control::{ClientError, HandoverRequest};
 use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,12 @@ pub(super) fn run(args: &Args) -> anyhow::Result<u8> {
         None => env::current_exe().context("cannot find this program")?,
     };
     let client = args.host.client()?;
-    let status = client.hand_over(&HandoverRequest { program })?;
+    let status = client.hand_over(&HandoverRequest { program });
+    let status = status.map_err(|error| match error {
+        ClientError::Lost(_) => anyhow::Error::new(error)
+            .context("whether another process goes on is not known, `wharf ps` asks it"),
+        error => error.into(),
+    })?;
     output::result(args.json, &status, || report(&status))?;
     Ok(0)
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueHint;
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal, kill, raise};
+use nix::unistd::Pid;
 use wharf_machine::Hypervisor;
 use wharf_machine::image::Image;
 use wharf_machine::snapshot::Snapshot;
@@ -121,7 +122,7 @@ fn serve(args: &Args, config: &Config, socket: &Path, progress: Progress) -> any
     let tasks = specs(&config.tasks, args.strict, routed, progress)?;
     let policies = policies(&config.policies, progress)?;
     // Before any other thread starts, so that all of them leave signals to it.
-    let signals = Signals::block()?.hear(socket)?;
+    let signals = Signals::block()?.hear(socket, None)?;
     let workers = config.host.workers.unwrap_or_else(cores);
     let (cell, supervisor) = Cell::start(CellConfig {
         workers,
@@ -154,6 +155,7 @@ fn take_over() -> anyhow::Result<u8> {
     let signals = Signals::block()?;
     let link = std::io::stdin().as_fd().try_clone_to_owned();
     let link = link.context("standard input is no link to a host")?;
+    let over = Arc::new(AtomicBool::new(false));
     let serve = |cell: Cell, config: &CellConfig, control: ControlFiles| {
         let socket = control.path.clone();
         let serve = ServeConfig {
@@ -161,16 +163,16 @@ fn take_over() -> anyhow::Result<u8> {
             config: control.config.clone(),
         };
         let server = Server::take_over(control).map_err(|e| one_line(&e))?;
+        // Whatever can fail does so before the other process is told that this one serves.
+        let signals = signals.hear(&socket, Some(cell.clone()));
+        let signals = signals.map_err(|e| e.to_string())?;
+        let (last, over) = (cell.events().last(), Arc::clone(&over));
+        let teller = tell_events(cell.clone(), last, over).map_err(|e| e.to_string())?;
         let serving = server.start(cell, serve).map_err(|e| one_line(&e))?;
-        Ok((serving, socket))
+        Ok((serving, signals, teller))
     };
-    let (cell, supervisor, (serving, socket)) = Cell::take_over(link, serve)?;
+    let (supervisor, (serving, signals, teller)) = Cell::take_over(link, serve)?;
     serving.own();
-    let signals = signals.hear(&socket)?;
-    signals.end(cell.clone());
-    let over = Arc::new(AtomicBool::new(false));
-    let last = cell.events().last().saturating_sub(1);
-    let teller = tell_events(cell, last, Arc::clone(&over))?;
     wait(supervisor, Some(teller), &over, serving);
     signals.settle();
     Ok(0)
@@ -317,7 +319,12 @@ fn cores() -> u32 {
 /// there is a cell, which may take half a minute: a signal then ends the process.
 struct Signals {
     cell: Arc<Mutex<Option<Cell>>>,
+    thread: JoinHandle<()>,
+    is_enough: Arc<AtomicBool>,
 }
+
+/// What ends the thread that hears signals, when that is wanted here.
+const ENOUGH: Signal = Signal::SIGUSR2;
 
 /// Signals that wait to be heard.
 struct Blocked(SigSet);
@@ -333,23 +340,39 @@ impl Signals {
         *self.cell.lock().unwrap_or_else(PoisonError::into_inner) = Some(cell);
     }
 
-    /// Waits until what was heard is done: a signal that came while the host was handed
-    /// over is told to the process that has it.
-    fn settle(&self) {
-        drop(self.cell.lock());
+    /// Hears no more, when what was heard is done: a signal that came while the host was
+    /// handed over is told to the process that has it.
+    fn settle(self) {
+        self.is_enough.store(true, Ordering::Release);
+        if kill(Pid::this(), ENOUGH).is_ok() {
+            // It has done what it could.
+            let _ = self.thread.join();
+        }
     }
 }
 
 impl Blocked {
-    /// Hears them from now on; `socket` goes with the process.
-    fn hear(self, socket: &Path) -> anyhow::Result<Signals> {
+    /// Hears them from now on. While there is no cell, `socket` goes with the process.
+    fn hear(self, socket: &Path, cell: Option<Cell>) -> anyhow::Result<Signals> {
         let Self(stops) = self;
-        let cell: Arc<Mutex<Option<Cell>>> = Arc::default();
+        let cell = Arc::new(Mutex::new(cell));
         let (heard, socket) = (Arc::clone(&cell), socket.to_owned());
-        std::thread::Builder::new()
+        let is_enough: Arc<AtomicBool> = Arc::default();
+        let enough = Arc::clone(&is_enough);
+        let mut all = stops;
+        all.add(ENOUGH);
+        all.thread_block().context("cannot block signals")?;
+        let thread = std::thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || {
-                while let Ok(signal) = stops.wait() {
+                while let Ok(signal) = all.wait() {
+                    if signal == ENOUGH {
+                        match enough.load(Ordering::Acquire) {
+                            true => return,
+                            // Somebody else's, which means nothing.
+                            false => continue,
+                        }
+                    }
                     let cell = heard.lock().unwrap_or_else(PoisonError::into_inner);
                     match cell.as_ref() {
                         Some(cell) => end(cell, &socket),
@@ -358,7 +381,11 @@ impl Blocked {
                 }
             })
             .context("cannot start a thread")?;
-        Ok(Signals { cell })
+        Ok(Signals {
+            cell,
+            thread,
+            is_enough,
+        })
     }
 }
 
@@ -390,7 +417,7 @@ fn tell_events(cell: Cell, mut last: u64, over: Arc<AtomicBool>) -> anyhow::Resu
         .spawn(move || {
             loop {
                 // A supervisor that panicked says no last word.
-                let is_over = over.load(Ordering::Relaxed);
+                let is_over = over.load(Ordering::Relaxed) || cell.events().is_closed();
                 let events = cell.events().after(last, 256);
                 for event in &events {
                     last = event.seq;

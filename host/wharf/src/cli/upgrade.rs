@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::ValueHint;
 
 use super::host::{Host, Waiting, whole_path};
@@ -80,7 +81,9 @@ fn finish(client: &Client, begun: UpgradeStatus, wait: &Wait) -> anyhow::Result<
         let (done, all) = (status.done, status.replicas);
         waiting.say(&format!("{}: {step}, {done} of {all} done", status.task));
         thread::sleep(PERIOD);
-        status = client.upgrade_status(status.id)?;
+        status = client.upgrade_status(status.id).context(
+            "what became of the upgrade is not known: when the host ends, so does an upgrade",
+        )?;
     }
     drop(waiting);
     output::result(wait.json, &status, || report(&status))?;

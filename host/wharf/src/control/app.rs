@@ -11,8 +11,9 @@ use super::feed::Following;
 use super::problem::Problem;
 use super::resources::HostStatus;
 use super::server::{FOLLOWERS, ServeConfig};
+use super::socket::SharedSocket;
 use crate::cell::protocol::{NoSuchTask, Selector, TaskStatus};
-use crate::cell::{Cell, ControlFiles, ControlSocket};
+use crate::cell::{Accepting, Cell, ControlSocket};
 use crate::units::nanos;
 
 /// What the routes have in common. Asking the cell blocks the one thread that
@@ -25,9 +26,9 @@ pub(super) struct App {
     started: SystemTime,
     since: Instant,
     followers: Arc<Semaphore>,
-    socket: Arc<ControlFiles>,
-    /// Says whether nobody is accepted for a while.
-    rest: watch::Sender<bool>,
+    socket: SharedSocket,
+    /// Says who is accepted.
+    accepting: watch::Sender<Accepting>,
     end: watch::Receiver<()>,
 }
 
@@ -35,7 +36,7 @@ impl App {
     pub(super) fn new(
         cell: Cell,
         config: ServeConfig,
-        (socket, rest): (ControlFiles, watch::Sender<bool>),
+        (socket, accepting): (SharedSocket, watch::Sender<Accepting>),
         end: watch::Receiver<()>,
     ) -> Self {
         Self {
@@ -44,8 +45,8 @@ impl App {
             started: SystemTime::now(),
             since: Instant::now(),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
-            socket: Arc::new(socket),
-            rest,
+            socket,
+            accepting,
             end,
         }
     }
@@ -88,11 +89,14 @@ impl App {
 
     /// The socket, to be handed over.
     pub(super) fn socket(&self) -> io::Result<ControlSocket> {
-        let rest = self.rest.clone();
+        let (socket, accepting) = (self.socket.clone(), self.accepting.clone());
         Ok(ControlSocket {
-            files: self.socket.try_clone()?,
-            rest: Box::new(move |rests| {
-                rest.send_replace(rests);
+            files: self.socket.files(self.config.config.clone())?,
+            accept: Box::new(move |who| {
+                accepting.send_replace(who);
+                if who == Accepting::Never {
+                    socket.leave();
+                }
             }),
         })
     }

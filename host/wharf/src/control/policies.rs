@@ -17,8 +17,8 @@ use utoipa::ToSchema;
 use wharf_model::policy::SlotName;
 use wharf_model::policy::slot::State as Standing;
 use wharf_policy::{
-    RollbackRefusal, RolledBack, SlotStatus, Slots, StateMoved, SwapOptions, Swapped, Trace,
-    TraceLine,
+    RemoveRefusal, RollbackRefusal, RolledBack, SlotStatus, Slots, StateMoved, SwapOptions,
+    SwapRefusal, Swapped, Trace, TraceLine,
 };
 
 use super::app::App;
@@ -214,7 +214,10 @@ pub(super) async fn rollback(
             pause_ns: nanos(it.pause),
         })
     })
-    .map_err(|e| conflict(&e))
+    .map_err(|e| match &e {
+        RollbackRefusal::Swap(refusal) => refused(refusal),
+        RollbackRefusal::Nothing(_) => conflict(&e),
+    })
 }
 
 /// Questions to a slot and their answers from now on, one JSON object a line
@@ -294,7 +297,7 @@ fn do_swap(
         given_up,
     };
     let done = slots.slot(slot).swap(&plugin, &options);
-    done.map(report).map_err(|e| conflict(&e))
+    done.map(report).map_err(|e| refused(&e))
 }
 
 /// What is built in needs no trial, and has no state.
@@ -304,7 +307,10 @@ fn take_out(slots: &Slots, slot: SlotName, request: &SwapRequest) -> Result<Swap
         return Err(Problem::new(StatusCode::BAD_REQUEST, error));
     }
     let removed = slots.slot(slot).remove(request.dry_run);
-    let removed = removed.map_err(|e| conflict(&e))?;
+    let removed = removed.map_err(|e| match e {
+        RemoveRefusal::Held(held) => Problem::again(held.to_string()),
+        RemoveRefusal::NothingThere(_) => conflict(&e),
+    })?;
     Ok(SwapReport {
         old: removed.old,
         new: BUILT_IN.to_owned(),
@@ -352,6 +358,14 @@ struct Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A swap or a rollback was refused.
+fn refused(refusal: &SwapRefusal) -> Problem {
+    match refusal {
+        SwapRefusal::Held(held) => Problem::again(held.to_string()),
+        other => conflict(other),
     }
 }
 

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
@@ -23,6 +24,9 @@ pub(super) struct Problem {
     pub(super) error: String,
     #[serde(skip)]
     status: StatusCode,
+    /// Whether the same is worth asking at once again.
+    #[serde(skip)]
+    is_passing: bool,
 }
 
 impl Problem {
@@ -32,13 +36,27 @@ impl Problem {
             error.truncate(end);
             error.push('…');
         }
-        Self { error, status }
+        Self {
+            error,
+            status,
+            is_passing: false,
+        }
+    }
+
+    /// The host is being handed over: nothing was done, and whoever asks again is answered
+    /// by who has it then.
+    pub(super) fn again(error: impl Into<String>) -> Self {
+        Self {
+            is_passing: true,
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, error)
+        }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        (self.status, Json(self)).into_response()
+        let again = self.is_passing.then_some([(RETRY_AFTER, "0")]);
+        (self.status, again, Json(self)).into_response()
     }
 }
 

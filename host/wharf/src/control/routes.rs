@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -25,6 +25,7 @@ use super::problem::{Asked, Chosen, Problem};
 use super::resources::{ConsolePiece, ConsoleQuery, EventsQuery, HostStatus};
 use super::snapshots;
 use super::upgrades;
+use crate::cell::TaskRefusal;
 use crate::cell::protocol::{Event, TaskStatus};
 
 /// Bytes of a request's body: a plugin's path and settings at most.
@@ -209,10 +210,13 @@ async fn events(
 
 /// Stop all tasks and end the host; asked a second time, at once
 #[utoipa::path(post, path = "/v1/down", responses((status = 202, body = HostStatus)))]
-async fn down(State(app): State<App>) -> (StatusCode, Json<HostStatus>) {
+async fn down(State(app): State<App>) -> Result<(StatusCode, Json<HostStatus>), Problem> {
     let status = app.host_status();
     app.cell.down();
-    (StatusCode::ACCEPTED, Json(status))
+    if app.cell.is_handed_over() {
+        return Err(TaskRefusal::HandedOver.into());
+    }
+    Ok((StatusCode::ACCEPTED, Json(status)))
 }
 
 /// Counters and gauges, in the OpenMetrics text format
@@ -247,17 +251,15 @@ async fn wrong_method(method: Method, uri: Uri) -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, error)
 }
 
-/// What was answered while another process took over is not what that process would say:
-/// it is to be asked.
+/// What this process tells of itself when another has the host is not what that one would
+/// tell, which is to be asked. What was changed here before that was changed there, too.
 async fn elsewhere(State(app): State<App>, request: Request, next: Next) -> Response {
-    let is_handover = request.uri().path() == handovers::PATH;
+    let only_looks = request.method() == Method::GET;
     let response = next.run(request).await;
-    if is_handover || !app.cell.is_handed_over() {
-        return response;
+    if only_looks && app.cell.is_handed_over() {
+        return Problem::from(TaskRefusal::HandedOver).into_response();
     }
-    let error = "another process has the host by now: ask again";
-    let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, error);
-    ([(RETRY_AFTER, "0")], problem).into_response()
+    response
 }
 
 /// Reads a body, which nothing needs, before anything is done: what is refused

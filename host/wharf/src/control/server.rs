@@ -1,10 +1,9 @@
 //! The thread that serves the socket, and what it grants to one client.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime;
 use tokio::sync::watch;
@@ -22,8 +22,8 @@ use tokio_io_timeout::TimeoutStream;
 use super::app::App;
 use super::error::ControlError;
 use super::routes;
-use super::socket::{self, Socket};
-use crate::cell::{Cell, ControlFiles};
+use super::socket::{self, SharedSocket, Socket};
+use crate::cell::{Accepting, Cell, ControlFiles};
 
 /// Connections at once. Others wait until one ends.
 const CONNECTIONS: usize = 64;
@@ -41,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// connections without a word. Much less than clients wait for an answer, so that
 /// those who come after 64 who say nothing still get theirs.
 const HEAD_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether a client has gone.
+const GONE_PERIOD: Duration = Duration::from_millis(500);
 
 /// How long a client may take to read what is left at the end.
 const LAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -65,7 +68,7 @@ pub struct ServeConfig {
 pub struct Serving {
     end: watch::Sender<()>,
     thread: JoinHandle<()>,
-    is_ours: Arc<AtomicBool>,
+    socket: SharedSocket,
 }
 
 impl Server {
@@ -120,26 +123,22 @@ impl Server {
             UnixListener::from_std(listener).map_err(ControlError::Thread)?
         };
         let (end, ended) = watch::channel(());
-        let files = self.socket.files(config.config.clone());
-        let files = files.map_err(ControlError::Thread)?;
-        let (rest, rests) = watch::channel(false);
-        let last = cell.clone();
-        let router = routes::router(App::new(cell, config, (files, rest), ended.clone()));
-        let socket = self.socket;
-        let is_ours = socket.ownership();
+        let (accepting, who) = watch::channel(Accepting::All);
+        let socket = SharedSocket::new(self.socket);
+        let app = App::new(cell, config, (socket.clone(), accepting), ended.clone());
+        let router = routes::router(app);
+        let its = socket.clone();
         let thread = thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                runtime.block_on(serve(listener, router, (ended, rests)));
-                if last.is_handed_over() {
-                    socket.leave();
-                }
+                runtime.block_on(serve(listener, router, (ended, who)));
+                its.close();
             })
             .map_err(ControlError::Thread)?;
         Ok(Serving {
             end,
             thread,
-            is_ours,
+            socket,
         })
     }
 }
@@ -147,7 +146,7 @@ impl Server {
 impl Serving {
     /// The socket is this process's from now on: another's that was taken over.
     pub fn own(&self) {
-        self.is_ours.store(true, Ordering::Release);
+        self.socket.own();
     }
 
     /// Ends: followers get what there is, at most for a second, and the socket is
@@ -164,13 +163,13 @@ impl Serving {
 async fn serve(
     listener: UnixListener,
     router: Router,
-    (mut end, mut rests): (watch::Receiver<()>, watch::Receiver<bool>),
+    (mut end, mut who): (watch::Receiver<()>, watch::Receiver<Accepting>),
 ) {
     let mut connections = JoinSet::new();
-    loop {
+    while *who.borrow() != Accepting::Never {
         tokio::select! {
             accepted = listener.accept(),
-                if connections.len() < CONNECTIONS && !*rests.borrow() => match accepted {
+                if connections.len() < CONNECTIONS && *who.borrow() == Accepting::All => match accepted {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, router.clone(), end.clone()));
                 }
@@ -179,8 +178,7 @@ async fn serve(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             // Nothing is ever sent: the sender goes.
             _ = end.changed() => break,
-            // While the socket goes to another process, who comes waits for that one.
-            Ok(()) = rests.changed() => {}
+            Ok(()) = who.changed() => {}
         }
     }
     drop(listener);
@@ -194,14 +192,32 @@ async fn refused(error: &io::Error) {
     time::sleep(Duration::from_millis(100)).await;
 }
 
+/// Returns when a client has gone: when it neither says nor hears anything any more.
+async fn gone(client: OwnedFd) {
+    loop {
+        time::sleep(GONE_PERIOD).await;
+        let mut looked = [PollFd::new(client.as_fd(), PollFlags::empty())];
+        let is_gone = poll(&mut looked, PollTimeout::ZERO).is_ok_and(|found| found > 0);
+        if is_gone {
+            return;
+        }
+    }
+}
+
 /// Serves one client until it leaves, bores us, or the host ends.
 async fn connection(stream: UnixStream, router: Router, mut end: watch::Receiver<()>) {
+    let peer = match stream.as_fd().try_clone_to_owned() {
+        Ok(peer) => peer,
+        Err(error) => return refused(&error).await,
+    };
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(PATIENCE));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .max_buf_size(BUFFER_BYTES)
+        // Who says no more still hears; who has gone is another matter.
+        .half_close(true)
         .serve_connection(
             TokioIo::new(Box::pin(stream)),
             TowerToHyperService::new(router),
@@ -209,6 +225,7 @@ async fn connection(stream: UnixStream, router: Router, mut end: watch::Receiver
     let mut connection = pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = gone(peer) => return,
         _ = end.changed() => {
             connection.as_mut().graceful_shutdown();
             time::timeout(LAST_PATIENCE, connection).await.unwrap_or(Ok(()))

@@ -19,8 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -50,7 +49,7 @@ pub(super) struct Socket {
     path: PathBuf,
     listener: UnixListener,
     /// Whether the file is this process's to remove.
-    is_ours: Arc<AtomicBool>,
+    is_ours: bool,
     /// Held as long as the file is ours. The last field: dropped last.
     lock: File,
 }
@@ -69,13 +68,13 @@ impl Socket {
         Ok(Self {
             path: path.to_owned(),
             listener,
-            is_ours: Arc::new(AtomicBool::new(true)),
+            is_ours: true,
             lock,
         })
     }
 
     /// The socket of another process, with its lock. It is that one's until it is
-    /// [owned](Self::ownership).
+    /// [owned](SharedSocket::own).
     pub(super) fn take_over(files: ControlFiles) -> Result<Self, ControlError> {
         let ControlFiles {
             path,
@@ -91,7 +90,7 @@ impl Socket {
         Ok(Self {
             path,
             listener: UnixListener::from(listener),
-            is_ours: Arc::default(),
+            is_ours: false,
             lock,
         })
     }
@@ -106,16 +105,6 @@ impl Socket {
         })
     }
 
-    /// Leaves it to another process, which serves it.
-    pub(super) fn leave(self) {
-        self.is_ours.store(false, Ordering::Release);
-    }
-
-    /// What says whether it is this process's.
-    pub(super) fn ownership(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.is_ours)
-    }
-
     /// The listener, which does not block.
     pub(super) fn listener(&self) -> io::Result<UnixListener> {
         self.listener.try_clone()
@@ -124,12 +113,53 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if !self.is_ours.load(Ordering::Acquire) {
+        if !self.is_ours {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
             log::warn!("cannot remove {}: {error}", self.path.display());
         }
+    }
+}
+
+/// A socket that the server and whoever hands it over have in common.
+#[derive(Clone, Debug)]
+pub(super) struct SharedSocket(Arc<Mutex<Option<Socket>>>);
+
+impl SharedSocket {
+    pub(super) fn new(socket: Socket) -> Self {
+        Self(Arc::new(Mutex::new(Some(socket))))
+    }
+
+    /// As [`Socket::files`].
+    pub(super) fn files(&self, config: Option<String>) -> io::Result<ControlFiles> {
+        match self.lock().as_ref() {
+            Some(socket) => socket.files(config),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// It is this process's from now on, which removes its file in the end.
+    pub(super) fn own(&self) {
+        if let Some(socket) = self.lock().as_mut() {
+            socket.is_ours = true;
+        }
+    }
+
+    /// Leaves it to another process, which serves it: nothing of it stays here.
+    pub(super) fn leave(&self) {
+        if let Some(mut socket) = self.lock().take() {
+            socket.is_ours = false;
+        }
+    }
+
+    /// Closes it, and removes its file if that is this process's.
+    pub(super) fn close(&self) {
+        drop(self.lock().take());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Socket>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -231,10 +261,9 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::Barrier;
-    use std::sync::atomic::Ordering;
     use std::thread;
 
-    use super::{ControlError, Socket};
+    use super::{ControlError, SharedSocket, Socket};
 
     #[test]
     fn only_the_owner_may_connect_and_the_file_goes_at_the_end() {
@@ -254,18 +283,20 @@ mod tests {
     fn it_is_the_others_until_it_is_owned() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
-        let old = Socket::listen(&path).unwrap();
-        let passed = || Socket::take_over(old.files(None).unwrap()).unwrap();
-        drop(passed());
+        let old = SharedSocket::new(Socket::listen(&path).unwrap());
+        let passed = || SharedSocket::new(Socket::take_over(old.files(None).unwrap()).unwrap());
+        passed().close();
         UnixStream::connect(&path).unwrap();
         let new = passed();
-        new.ownership().store(true, Ordering::Release);
+        new.own();
         old.leave();
         UnixStream::connect(&path).unwrap();
         let refused = Socket::listen(&path).unwrap_err();
         assert!(matches!(refused, ControlError::InUse { .. }), "{refused}");
-        drop(new);
-        assert!(!path.exists());
+        // With the last of them, everything is free, whatever else the other still does.
+        new.close();
+        assert!(!path.exists() && old.files(None).is_err());
+        Socket::listen(&path).unwrap();
     }
 
     #[test]

@@ -28,6 +28,7 @@ impl From<TaskRefusal> for Problem {
         match refusal {
             TaskRefusal::NoSuchTask(error) => error.into(),
             TaskRefusal::Denied(reason) => Self::new(StatusCode::CONFLICT, reason),
+            TaskRefusal::HandedOver => Self::again(refusal.to_string()),
         }
     }
 }

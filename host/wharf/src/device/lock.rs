@@ -6,6 +6,7 @@
 //! has it as well, so that it is never let go of on purpose.
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -82,6 +83,12 @@ fn holder(file: &File) -> String {
 fn name_of(pid: u32) -> String {
     if pid == std::process::id() {
         return "another task of this host".to_owned();
+    }
+    // A lock goes with its file to a process that takes over, and keeps its first owner's
+    // number, of whom a parent may not have taken note yet.
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    if program.is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+        return format!("whoever took it over from process {pid}");
     }
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     match name.trim_end() {

@@ -340,12 +340,16 @@ impl Serving {
         }
     }
 
-    /// Gives a connection to who is to have it, or has it wait for somebody.
+    /// Gives a connection to who is to have it, or has it wait for somebody, if it has not
+    /// waited too long.
     fn give(&mut self, connection: Waiting) {
+        // Whom they wait for may be on the way to another process, where they follow.
+        let is_shared = self.board.is_shared();
         if let Routed::Nobody(waiting) = self.board.route(connection)
             && let Some(others) = self.waiting.get_mut(waiting.port)
         {
-            if others.len() < WAITING_MAX {
+            let has_time = is_shared || waiting.since.elapsed() < PATIENCE;
+            if has_time && others.len() < WAITING_MAX {
                 others.push_back(waiting);
             } else {
                 reset(&waiting.socket);
@@ -353,20 +357,13 @@ impl Serving {
         }
     }
 
-    /// Tries again for those that wait, and lets those go that waited too long.
+    /// Tries again for those that wait.
     fn look_after_waiting(&mut self, number: usize) {
         let Some(waiting) = self.waiting.get_mut(number) else {
             return;
         };
-        let now = Instant::now();
-        // Whom they wait for may be on the way to another process, where they follow.
-        let is_shared = self.board.is_shared();
         for waiting in std::mem::take(waiting) {
-            if is_shared || now.saturating_duration_since(waiting.since) < PATIENCE {
-                self.give(waiting);
-            } else {
-                reset(&waiting.socket);
-            }
+            self.give(waiting);
         }
     }
 }

@@ -8,8 +8,9 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -64,6 +65,18 @@ impl LinkError {
 #[derive(Debug)]
 pub(in crate::cell) struct Link(UnixStream);
 
+/// What makes an end of a link hear that the other is closed.
+#[derive(Debug)]
+pub(super) struct Shutter(UnixStream);
+
+impl Shutter {
+    /// Has whoever waits at this end wait no longer.
+    pub(super) fn shut(&self) {
+        // It may be closed by itself already.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
 impl Link {
     /// A link, and what the other end is to be given.
     pub(in crate::cell) fn pair() -> io::Result<(Self, OwnedFd)> {
@@ -74,6 +87,11 @@ impl Link {
     /// The end that this process was given.
     pub(in crate::cell) fn given(end: OwnedFd) -> Self {
         Self(end.into())
+    }
+
+    /// What makes this end hear that the other is closed.
+    pub(super) fn shutter(&self) -> io::Result<Shutter> {
+        self.0.try_clone().map(Shutter)
     }
 
     /// Says something, with what it speaks of.
@@ -89,22 +107,20 @@ impl Link {
         if !are_lens(lens) {
             return Err(LinkError::TooLong);
         }
-        self.0
-            .set_write_timeout(Some(super::PATIENCE))
-            .map_err(failed)?;
-        let mut socket = &self.0;
+        let socket = Outgoing(Deadline::new(&self.0, super::PATIENCE));
         let mut head: Vec<u8> = lens.into_iter().flat_map(u64::to_le_bytes).collect();
         if files.is_empty() {
             head.extend(&text);
-            socket.write_all(&head).map_err(failed)?;
+            socket.write_all(&head)?;
         } else {
-            socket.write_all(&head).map_err(failed)?;
+            socket.write_all(&head)?;
             for some in files.chunks(FILES_AT_ONCE) {
+                socket.0.hurry(UnixStream::set_write_timeout)?;
                 self.send_files(some)?;
             }
-            socket.write_all(&text).map_err(failed)?;
+            socket.write_all(&text)?;
         }
-        socket.write_all(bytes).map_err(failed)
+        socket.write_all(bytes)
     }
 
     /// The same of what needs nothing.
@@ -112,16 +128,15 @@ impl Link {
         self.say(message, &Luggage::default())
     }
 
-    /// Waits for what the other says, for so long.
+    /// Waits for what the other says, for so long until it is there as a whole.
     pub(in crate::cell) fn hear(
         &self,
         patience: Duration,
     ) -> Result<(Message, Luggage), LinkError> {
-        self.0.set_read_timeout(Some(patience)).map_err(failed)?;
-        let mut socket = &self.0;
+        let mut incoming = Incoming(Deadline::new(&self.0, patience));
         let mut lens = [[0; 8]; 3];
         for len in &mut lens {
-            socket.read_exact(len).map_err(failed)?;
+            incoming.read_exact(len).map_err(failed)?;
         }
         let lens = lens.map(u64::from_le_bytes);
         if !are_lens(lens) {
@@ -129,9 +144,9 @@ impl Link {
         }
         let [text, bytes, count] = lens;
         let count = usize::try_from(count).unwrap_or(0);
-        let files = self.receive_files(count)?;
-        let text = self.receive(text)?;
-        let bytes = self.receive(bytes)?;
+        let files = incoming.files(count)?;
+        let text = incoming.receive(text)?;
+        let bytes = incoming.receive(bytes)?;
         let message = serde_json::from_slice(&text).map_err(LinkError::NotUnderstood)?;
         // Fewer than were sent when this process may open no more (unix(7)): which they
         // are, nobody can tell.
@@ -143,10 +158,81 @@ impl Link {
         Ok((message, luggage))
     }
 
+    fn send_files(&self, files: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(files)) {
+            return Err(LinkError::NoMessage);
+        }
+        let byte = [IoSlice::new(&[0])];
+        let sent = retry_on_intr(|| sendmsg(&self.0, &byte, &mut control, SendFlags::NOSIGNAL));
+        sent.map(drop).map_err(|e| failed(e.into()))
+    }
+
+    /// Whether the other end is of the process that has started this one.
+    pub(in crate::cell) fn is_of_parent(&self) -> bool {
+        let theirs = rustix::net::sockopt::socket_peercred(&self.0);
+        let theirs = theirs.map(|it| u32::try_from(it.pid.as_raw_nonzero().get()));
+        theirs == Ok(Ok(std::os::unix::process::parent_id()))
+    }
+}
+
+/// A socket, and when a whole message is to have passed it.
+struct Deadline<'a> {
+    socket: &'a UnixStream,
+    start: Instant,
+    patience: Duration,
+}
+
+impl<'a> Deadline<'a> {
+    fn new(socket: &'a UnixStream, patience: Duration) -> Self {
+        Self {
+            socket,
+            start: Instant::now(),
+            patience,
+        }
+    }
+
+    /// Has the next read or write wait no longer than there is time.
+    fn hurry(
+        &self,
+        set: impl Fn(&UnixStream, Option<Duration>) -> io::Result<()>,
+    ) -> Result<(), LinkError> {
+        let left = self.patience.saturating_sub(self.start.elapsed());
+        if left.is_zero() {
+            return Err(LinkError::Silent);
+        }
+        set(self.socket, Some(left)).map_err(failed)
+    }
+}
+
+/// A message on its way to the other.
+struct Outgoing<'a>(Deadline<'a>);
+
+impl Outgoing<'_> {
+    fn write_all(&self, mut bytes: &[u8]) -> Result<(), LinkError> {
+        let mut socket = self.0.socket;
+        while !bytes.is_empty() {
+            self.0.hurry(UnixStream::set_write_timeout)?;
+            match socket.write(bytes) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(failed(e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A message on its way here.
+struct Incoming<'a>(Deadline<'a>);
+
+impl Incoming<'_> {
     /// As many bytes as were promised. They are not believed before they are there.
-    fn receive(&self, len: u64) -> Result<Vec<u8>, LinkError> {
+    fn receive(&mut self, len: u64) -> Result<Vec<u8>, LinkError> {
         let mut bytes = Vec::new();
-        let taken = (&self.0).take(len).read_to_end(&mut bytes);
+        let taken = self.by_ref().take(len).read_to_end(&mut bytes);
         let taken = taken.map_err(failed)?;
         if u64::try_from(taken) == Ok(len) {
             Ok(bytes)
@@ -155,27 +241,17 @@ impl Link {
         }
     }
 
-    fn send_files(&self, files: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(files)) {
-            return Err(LinkError::NoMessage);
-        }
-        let byte = [IoSlice::new(&[0])];
-        sendmsg(&self.0, &byte, &mut control, SendFlags::NOSIGNAL)
-            .map(drop)
-            .map_err(|e| failed(e.into()))
-    }
-
     /// As many of so many files as this process may open.
-    fn receive_files(&self, count: usize) -> Result<Vec<OwnedFd>, LinkError> {
+    fn files(&self, count: usize) -> Result<Vec<OwnedFd>, LinkError> {
         let mut files = Vec::new();
         for _ in 0..count.div_ceil(FILES_AT_ONCE) {
             let mut byte = [0];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES_AT_ONCE))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let mut bytes = [IoSliceMut::new(&mut byte)];
-            let got = recvmsg(&self.0, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC);
+            self.0.hurry(UnixStream::set_read_timeout)?;
+            let (socket, flags) = (self.0.socket, RecvFlags::CMSG_CLOEXEC);
+            let got = retry_on_intr(|| recvmsg(socket, &mut bytes, &mut control, flags));
             if got.map_err(|e| failed(e.into()))?.bytes == 0 {
                 return Err(LinkError::Closed);
             }
@@ -187,12 +263,13 @@ impl Link {
         }
         Ok(files)
     }
+}
 
-    /// Whether the other end is of the process that has started this one.
-    pub(in crate::cell) fn is_of_parent(&self) -> bool {
-        let theirs = rustix::net::sockopt::socket_peercred(&self.0);
-        let theirs = theirs.map(|it| u32::try_from(it.pid.as_raw_nonzero().get()));
-        theirs == Ok(Ok(std::os::unix::process::parent_id()))
+impl Read for Incoming<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let hurried = self.0.hurry(UnixStream::set_read_timeout);
+        hurried.map_err(|_| io::ErrorKind::TimedOut)?;
+        (&mut self.0.socket).read(into)
     }
 }
 
@@ -217,7 +294,7 @@ mod tests {
     use std::io::{Read, Seek, Write};
     use std::os::fd::AsFd;
     use std::sync::Arc;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::{FILES_AT_ONCE, FILES_MAX, Link, LinkError, Luggage, Message};
 
@@ -289,6 +366,23 @@ mod tests {
         let error = theirs.hear(MOMENT).unwrap_err();
         assert!(matches!(error, LinkError::NotUnderstood(_)), "{error}");
         assert!(matches!(theirs.hear(MOMENT), Ok((Message::GiveBack, _))));
+    }
+
+    /// Who says a byte now and then is not waited for for ever.
+    #[test]
+    fn a_message_that_drips_is_given_up() {
+        let (ours, theirs) = Link::pair().unwrap();
+        let theirs = Link::given(theirs);
+        let start = Instant::now();
+        let dripping = std::thread::spawn(move || {
+            while start.elapsed() < 10 * MOMENT && (&ours.0).write_all(b"\0").is_ok() {
+                std::thread::sleep(MOMENT / 5);
+            }
+        });
+        assert!(matches!(theirs.hear(MOMENT), Err(LinkError::Silent)));
+        assert!(start.elapsed() < 5 * MOMENT);
+        drop(theirs);
+        dripping.join().unwrap();
     }
 
     /// Of files of which some could not be opened, none is taken for another.

@@ -1,8 +1,9 @@
 //! What the two processes say to each other.
 //!
 //! A newer version may add fields that have a default, and messages that only a newer
-//! one is sent; nothing else. What an older one does not understand it refuses, and
-//! everything goes on where it was.
+//! one is sent; nothing else, and nothing at all to what a guest is described by, which
+//! goes both ways: for that, [`FORMAT`](super::FORMAT) changes. What an older one does not
+//! understand it refuses, and everything goes on where it was.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

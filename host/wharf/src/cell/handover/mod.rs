@@ -43,11 +43,13 @@
 mod link;
 mod message;
 mod passage;
+mod process;
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::text::one_line;
@@ -60,6 +62,8 @@ pub(super) use message::{
 pub(super) use passage::{
     Broken, Gave, Heard, Images, Reception, Surrendered, Told, announce, give, keep,
 };
+
+pub(super) use process::Process;
 
 /// What the two processes speak. A process refuses another that speaks something else.
 pub(super) const FORMAT: u32 = 2;
@@ -88,9 +92,19 @@ pub struct ControlFiles {
 pub struct ControlSocket {
     /// What another process needs to serve it.
     pub files: ControlFiles,
-    /// Says whether nobody is to be accepted here for a while: who comes waits for the
-    /// other process.
-    pub rest: Box<dyn Fn(bool) + Send>,
+    /// Says who is accepted here.
+    pub accept: Box<dyn Fn(Accepting) + Send>,
+}
+
+/// Who is accepted at a control socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepting {
+    /// Whoever comes.
+    All,
+    /// Nobody for a while: who comes waits, for whoever serves then.
+    Later,
+    /// Nobody any more: it is another process's.
+    Never,
 }
 
 impl std::fmt::Debug for ControlSocket {
@@ -155,6 +169,9 @@ pub enum HandoverError {
              starts a host has to become it (`exec`)"
     )]
     NotParent,
+    /// It has ended.
+    #[error("the other process has ended ({0}): is it a wharf-host, and has it what it needs?")]
+    Ended(ExitStatus),
     /// The cell has ended while it was handed over.
     #[error("the cell has ended")]
     CellEnded,
@@ -169,7 +186,16 @@ pub enum HandoverError {
 impl HandoverError {
     /// Whether the other process is not to be talked to any more.
     pub(super) const fn is_end(&self) -> bool {
-        matches!(self, Self::Link(error) if error.is_end())
+        match self {
+            Self::Link(error) => error.is_end(),
+            Self::Ended(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it has closed its end.
+    const fn is_closed(&self) -> bool {
+        matches!(self, Self::Link(LinkError::Closed))
     }
 
     /// What was handed over cannot be gone on with, for this reason.

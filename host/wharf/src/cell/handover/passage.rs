@@ -52,8 +52,13 @@ pub(in crate::cell) enum Gave {
     },
     /// It has ended by itself.
     Ended,
-    /// It goes on here, for this reason.
-    Kept(String),
+    /// It goes on here.
+    Kept {
+        /// Why.
+        reason: String,
+        /// The guest, if it had left its worker.
+        guest: Option<Surrendered>,
+    },
 }
 
 /// The other process did not say what became of a guest.
@@ -165,17 +170,25 @@ pub(in crate::cell) fn give(
     link.tell(&Message::Reserve(key))?;
     match link.hear(PATIENCE)?.0 {
         Message::Reserved => {}
-        Message::Refused(reason) => return Ok(Gave::Kept(reason)),
+        Message::Refused(reason) => {
+            return Ok(Gave::Kept {
+                reason,
+                guest: None,
+            });
+        }
         _ => return Err(HandoverError::Unexpected("whether it has a machine").into()),
     }
-    let stays = |why| {
+    let stays = |reason, guest| {
         link.tell(&Message::Nevermind(key))?;
-        Ok(why)
+        Ok(Gave::Kept { reason, guest })
     };
     let mut surrendered = match asked(mailbox, |tell| ToWorker::Surrender(key, tell)) {
         Ok(Some(surrendered)) => surrendered,
-        Ok(None) => return stays(Gave::Ended),
-        Err(reason) => return stays(Gave::Kept(reason)),
+        Ok(None) => {
+            link.tell(&Message::Nevermind(key))?;
+            return Ok(Gave::Ended);
+        }
+        Err(reason) => return stays(reason, None),
     };
     if let Some(log) = log {
         log.settle();
@@ -183,10 +196,7 @@ pub(in crate::cell) fn give(
     let mut luggage = Luggage::default();
     let mut guest = match surrendered.live.carry(&mut luggage) {
         Ok(guest) => guest,
-        Err(reason) => {
-            keep(surrendered, mailbox);
-            return stays(Gave::Kept(reason));
-        }
+        Err(reason) => return stays(reason, Some(surrendered)),
     };
     guest.console = CarriedConsole::put(&console.read(written, CONSOLE_BYTES), &mut luggage);
     let said = link.say(&Message::Guest(Box::new(guest)), &luggage);
@@ -195,10 +205,7 @@ pub(in crate::cell) fn give(
         Ok(()) => link.hear(PATIENCE),
         Err(error) if error.is_end() => Err(error),
         // Nothing was said.
-        Err(error) => {
-            keep(surrendered, mailbox);
-            return stays(Gave::Kept(one_line(&error)));
-        }
+        Err(error) => return stays(one_line(&error), Some(surrendered)),
     };
     let error = match heard {
         Ok((Message::Taken, _)) => {
@@ -208,8 +215,10 @@ pub(in crate::cell) fn give(
             return Ok(Gave::Away { left, pause });
         }
         Ok((Message::Refused(reason), _)) => {
-            keep(surrendered, mailbox);
-            return Ok(Gave::Kept(reason));
+            return Ok(Gave::Kept {
+                reason,
+                guest: Some(surrendered),
+            });
         }
         Ok(_) => HandoverError::Unexpected("whether it has the guest"),
         Err(error) => error.into(),
@@ -220,7 +229,7 @@ pub(in crate::cell) fn give(
     })
 }
 
-/// Has a guest go on that nobody took.
+/// Has a guest go on that nobody took, on the worker where the model has it.
 pub(in crate::cell) fn keep(surrendered: Surrendered, mailbox: &Mailbox) {
     let Surrendered { mut live, .. } = surrendered;
     live.resume();

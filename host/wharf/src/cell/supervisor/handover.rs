@@ -2,14 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Program, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use log::LevelFilter;
 use wharf_machine::handover::Luggage;
 use wharf_machine::image::Image;
 use wharf_model::Outcome;
@@ -18,14 +16,15 @@ use wharf_model::cell::{State, TaskKey};
 use super::{Going, Member, Supervisor};
 use crate::cell::console::CONSOLE_BYTES;
 use crate::cell::handover::{
-    Broken, CarriedConsole, CarriedMember, Components, Control, ControlFiles, ControlSocket,
-    FORMAT, Finish, Gave, HandoverError, Heard, Images, Link, Lost, Message, PATIENCE, PortFile,
-    Reception, START_PATIENCE, Stranded, Surrendered, Told, World, announce, give, keep,
+    Accepting, Broken, CarriedConsole, CarriedMember, Components, Control, ControlFiles,
+    ControlSocket, FORMAT, Finish, Gave, HandoverError, Heard, Images, Link, Lost, Message,
+    PATIENCE, PortFile, Process, Reception, START_PATIENCE, Stranded, Surrendered, Told, World,
+    announce, give, keep,
 };
 use crate::cell::protocol::{EventKind, HandoverStatus, Reply};
 use crate::cell::worker::{FromWorker, Live, Mailbox, ToWorker};
 use crate::net::Waiting;
-use crate::text::{one_line, shown};
+use crate::text::one_line;
 use crate::units::nanos;
 
 /// How long a guest that is being made, or ended, may take to get done.
@@ -45,13 +44,14 @@ pub(super) struct Preparing {
     start: Instant,
     control: ControlSocket,
     reply: Sender<Reply>,
-    /// The plugins' components that were sent.
+    /// Ended with this, if it is not the host by then.
+    process: Process,
+    /// The plugins' components that it was sent.
     components: BTreeSet<String>,
 }
 
 /// The process that is to go on.
 pub(super) struct Successor {
-    process: Child,
     link: Link,
     version: String,
     images: Images,
@@ -73,7 +73,7 @@ impl Supervisor {
     /// Begins to hand everything over to another program. `reply` hears how that goes.
     pub(super) fn hand_over(
         &mut self,
-        program: PathBuf,
+        program: &Path,
         control: Option<ControlSocket>,
         reply: &Sender<Reply>,
     ) {
@@ -83,12 +83,18 @@ impl Supervisor {
                 Err("the host is being handed over already".to_owned())
             }
             None => Err("there is no control socket to hand over".to_owned()),
-            Some(control) => self.prepare(program, &control).map(|components| Preparing {
-                start,
-                control,
-                reply: reply.clone(),
-                components,
-            }),
+            Some(control) => {
+                let prepared = self.prepare(program, &control);
+                prepared
+                    .map_err(|e| one_line(&e))
+                    .map(|(process, components)| Preparing {
+                        start,
+                        control,
+                        reply: reply.clone(),
+                        process,
+                        components,
+                    })
+            }
         };
         match begun {
             Ok(preparing) => self.preparing = Some(preparing),
@@ -103,28 +109,29 @@ impl Supervisor {
         let _ = reply.send(Reply::Denied(reason));
     }
 
-    /// Has a thread start the program and wait until it is ready. Returns which plugins'
-    /// components it was sent.
+    /// Starts the program, and has a thread wait until it is ready. Returns which plugins'
+    /// components it is sent.
     fn prepare(
         &self,
-        program: PathBuf,
+        program: &Path,
         control: &ControlSocket,
-    ) -> Result<BTreeSet<String>, String> {
-        self.can_hand_over().map_err(|e| one_line(&e))?;
-        let (world, luggage) = self.world().map_err(|e| one_line(&e))?;
+    ) -> Result<(Process, BTreeSet<String>), HandoverError> {
+        self.can_hand_over()?;
+        let (world, luggage) = self.world()?;
         let components = world.slots.components.keys().cloned().collect();
-        let socket = control.files.path.clone();
+        let ended = Arc::clone(&self.ended);
+        let is_wanted = move || ended.is_wanted.load(Ordering::Acquire);
+        let (process, link) = Process::start(program, &control.files.path, is_wanted)?;
         let ready = self.successors.0.clone();
         std::thread::Builder::new()
             .name("successor".to_owned())
             .spawn(move || {
-                let successor = Successor::start(&program, &socket);
-                let prepared = successor.and_then(|it| it.prepared(world, &luggage));
-                // If the cell has ended, so does that process, which nobody talks to.
+                let prepared = Successor::new(link).prepared(world, &luggage);
+                // The cell may have ended.
                 let _ = ready.send(prepared.map(Box::new));
             })
-            .map_err(|e| format!("cannot start a thread: {e}"))?;
-        Ok(components)
+            .map_err(|e| HandoverError::Unfit(format!("cannot start a thread: {e}")))?;
+        Ok((process, components))
     }
 
     fn can_hand_over(&self) -> Result<(), HandoverError> {
@@ -148,16 +155,18 @@ impl Supervisor {
         let mut successor = match prepared {
             Ok(successor) => successor,
             Err(error) => {
+                let error = preparing.process.explain(error);
                 self.fail_hand_over(one_line(&error), &preparing.reply);
                 return Going::On;
             }
         };
         if let Err(error) = self.pass_on(&mut successor, &preparing) {
+            let error = preparing.process.explain(error);
             let mut reason = one_line(&error);
-            let (lost, mut going) = self.take_back(*successor, &error);
+            let (lost, mut going) = self.take_back(successor, &preparing.process, &error);
             if lost > 0 {
                 reason.push_str(&format!(
-                    "; {lost} guests were lost with it and are restarted"
+                    "; {lost} guests were lost with it, which start again as their tasks say"
                 ));
             }
             if matches!(error, HandoverError::CellEnded) {
@@ -167,11 +176,22 @@ impl Supervisor {
             if let Err(error) = preparing.control.files.claim() {
                 log::warn!("the control socket's lock: {error}");
             }
-            (preparing.control.rest)(false);
+            (preparing.control.accept)(Accepting::All);
             self.fail_hand_over(reason, &preparing.reply);
             return going;
         }
-        let pid = successor.process.id();
+        let Preparing {
+            start,
+            control,
+            reply,
+            process,
+            ..
+        } = preparing;
+        process.release();
+        // Whoever comes after the new process finds it free.
+        (control.accept)(Accepting::Never);
+        drop(control);
+        let pid = process.id();
         successor.pauses.sort_unstable();
         let pause = |at: usize| successor.pauses.get(at).copied().map_or(0, nanos);
         let guests = successor.pauses.len();
@@ -181,14 +201,14 @@ impl Supervisor {
             connections: successor.connections,
             pause_median_ns: pause(guests / 2),
             pause_max_ns: pause(guests.saturating_sub(1)),
-            took_ns: nanos(preparing.start.elapsed()),
+            took_ns: nanos(start.elapsed()),
             version: successor.version,
         };
         self.ended.is_handed_over.store(true, Ordering::Release);
         // The other process tells it as an event, which follows the last one here.
         log::info!("process {pid} goes on with {guests} guests");
         // Who asked may have gone.
-        let _ = preparing.reply.send(Reply::HandedOver(status));
+        let _ = reply.send(Reply::HandedOver(status));
         Going::Over
     }
 
@@ -205,7 +225,7 @@ impl Supervisor {
             ..
         } = preparing;
         // Who asks for something from here on asks the other process, in the end.
-        (control.rest)(true);
+        (control.accept)(Accepting::Later);
         self.shared.slots.hold(true);
         let mut slots = self.shared.slots.carry();
         slots
@@ -215,7 +235,9 @@ impl Supervisor {
         let components = Components::put(&slots, &mut luggage);
         let policies = Message::Policies { slots, components };
         successor.link.say(&policies, &luggage)?;
-        successor.expect("that it is ready", |said| matches!(said, Message::Ready))?;
+        successor.expect(PATIENCE, "that it is ready", |it| {
+            matches!(it, Message::Ready)
+        })?;
         self.acceptor.share(true);
         let start = Instant::now();
         loop {
@@ -231,6 +253,9 @@ impl Supervisor {
                 self.announce(successor, *key)?;
             }
             for key in living {
+                if self.ended.is_wanted.load(Ordering::Acquire) {
+                    return Err(HandoverError::Unfit("the host is ending".to_owned()));
+                }
                 self.pass(successor, key)?;
             }
         }
@@ -252,9 +277,7 @@ impl Supervisor {
     fn living(&mut self) -> Result<Vec<TaskKey>, HandoverError> {
         let start = Instant::now();
         loop {
-            while let Ok(report) = self.reports.try_recv() {
-                self.take_note(report)?;
-            }
+            self.hear_all()?;
             let (mut living, mut starts) = (Vec::new(), false);
             for replica in 0..self.members.len() {
                 let key = self.model.key(replica);
@@ -284,6 +307,22 @@ impl Supervisor {
         match self.hear(report) {
             Going::On => Ok(()),
             Going::Over => Err(HandoverError::CellEnded),
+        }
+    }
+
+    /// Takes in whatever workers have said: also where guests have moved, so that one that
+    /// comes back goes where it is looked for.
+    fn hear_all(&mut self) -> Result<(), HandoverError> {
+        while let Ok(report) = self.reports.try_recv() {
+            self.take_note(report)?;
+        }
+        Ok(())
+    }
+
+    /// Has a guest go on here that nobody took.
+    fn keep(&self, key: TaskKey, guest: Surrendered) {
+        if let Some((_, mailbox)) = self.place(key) {
+            keep(guest, mailbox);
         }
     }
 
@@ -336,7 +375,14 @@ impl Supervisor {
                 Ok(())
             }
             Ok(Gave::Ended) => self.hear_more(),
-            Ok(Gave::Kept(reason)) => Err(kept(member, &reason)),
+            Ok(Gave::Kept { reason, guest }) => {
+                let why = kept(member, &reason);
+                if let Some(guest) = guest {
+                    self.hear_all()?;
+                    self.keep(key, guest);
+                }
+                Err(why)
+            }
             Err(Broken { error, undecided }) => {
                 successor.undecided = undecided;
                 Err(error)
@@ -405,20 +451,32 @@ impl Supervisor {
         };
         let link = &successor.link;
         link.say(&Message::Finish(Box::new(finish)), &luggage)?;
-        successor.expect("that it serves", |said| matches!(said, Message::Serving))
+        successor.expect(PATIENCE, "that it serves", |it| {
+            matches!(it, Message::Serving)
+        })
     }
 
     /// Takes everything back that went over, and ends the other process. Returns how many
     /// guests it did not give back.
-    fn take_back(&mut self, mut successor: Successor, why: &HandoverError) -> (usize, Going) {
+    fn take_back(
+        &mut self,
+        mut successor: Box<Successor>,
+        process: &Process,
+        why: &HandoverError,
+    ) -> (usize, Going) {
+        let mut going = Going::On;
+        let mut lost_there = 0_usize;
         // Who is gone or silent has nothing to say any more.
         if !why.is_end()
             && successor.undecided.is_none()
-            && let Err(error) = self.receive_back(&mut successor)
+            && let Err(error) = self.receive_back(&mut successor, &mut lost_there)
         {
+            if matches!(error, HandoverError::CellEnded) {
+                going = Going::Over;
+            }
             log::warn!("the process that was to take over: {}", one_line(&error));
         }
-        successor.end();
+        process.end();
         // With it gone, what it has said is all that there is: a guest that it did not
         // say to have is this process's.
         if let Some(mut undecided) = successor.undecided.take() {
@@ -431,24 +489,30 @@ impl Supervisor {
             {
                 undecided.live.let_go();
                 self.departed.0.insert(key, undecided.live);
-            } else if let Some((_, mailbox)) = self.place(key) {
-                keep(undecided, mailbox);
+            } else {
+                if self.hear_all().is_err() {
+                    going = Going::Over;
+                }
+                self.keep(key, undecided);
             }
         }
         self.acceptor.share(false);
         let lost = std::mem::take(&mut self.departed.0);
-        let mut going = Going::On;
         for key in lost.keys() {
             let report = Some("the process that had taken it over has ended".to_owned());
             if self.hear(FromWorker::Ended(*key, Outcome::Faulted, report)) == Going::Over {
                 going = Going::Over;
             }
         }
-        (lost.len(), going)
+        (lost.len().saturating_add(lost_there), going)
     }
 
     /// Takes guests from the other process until it has none.
-    fn receive_back(&mut self, successor: &mut Successor) -> Result<(), HandoverError> {
+    fn receive_back(
+        &mut self,
+        successor: &mut Successor,
+        lost_there: &mut usize,
+    ) -> Result<(), HandoverError> {
         let Successor {
             link, reception, ..
         } = &mut *successor;
@@ -463,6 +527,7 @@ impl Supervisor {
                     link.tell(&Message::Taken)?;
                     remains.extend(self.departed.0.remove(&key));
                     live.resume();
+                    self.hear_all()?;
                     if let Some((_, mailbox)) = self.place(key) {
                         mailbox.send(ToWorker::Adopt(live));
                     }
@@ -475,6 +540,7 @@ impl Supervisor {
                     } = *lost;
                     // Only what it had can be lost there.
                     if self.departed.0.remove(&key).is_some() {
+                        *lost_there = lost_there.saturating_add(1);
                         self.take_note(FromWorker::Ended(key, outcome, report))?;
                     }
                 }
@@ -503,18 +569,8 @@ fn stranded(waiting: &Arc<Waiting>, luggage: &mut Luggage) -> Stranded {
 }
 
 impl Successor {
-    /// Starts the program; the socket is on its command line for people to see.
-    fn start(program: &Path, socket: &Path) -> Result<Self, HandoverError> {
-        let (link, theirs) = Link::pair().map_err(|e| HandoverError::unfit(&e))?;
-        let process = Program::new(program)
-            .args(["up", "--take-over", "--socket"])
-            .arg(socket)
-            .args(verbosity())
-            .stdin(Stdio::from(theirs))
-            .spawn()
-            .map_err(|e| HandoverError::Unfit(format!("cannot start {}: {e}", shown(program))))?;
-        Ok(Self {
-            process,
+    fn new(link: Link) -> Self {
+        Self {
             link,
             version: String::new(),
             images: Images::default(),
@@ -523,7 +579,7 @@ impl Successor {
             undecided: None,
             pauses: Vec::new(),
             connections: 0,
-        })
+        }
     }
 
     /// Has it set itself up.
@@ -531,15 +587,11 @@ impl Successor {
         let ready = self.greet().and_then(|()| {
             let world = Message::World(Box::new(world));
             self.link.say(&world, luggage)?;
-            self.expect("that it is ready", |said| matches!(said, Message::Ready))
+            self.expect(START_PATIENCE, "that it is ready", |it| {
+                matches!(it, Message::Ready)
+            })
         });
-        match ready {
-            Ok(()) => Ok(self),
-            Err(error) => {
-                self.end();
-                Err(error)
-            }
-        }
+        ready.map(|()| self)
     }
 
     fn greet(&mut self) -> Result<(), HandoverError> {
@@ -559,10 +611,11 @@ impl Successor {
 
     fn expect(
         &self,
+        patience: Duration,
         what: &'static str,
         is_it: impl Fn(&Message) -> bool,
     ) -> Result<(), HandoverError> {
-        match self.link.hear(START_PATIENCE)?.0 {
+        match self.link.hear(patience)?.0 {
             said if is_it(&said) => Ok(()),
             Message::Refused(reason) => Err(HandoverError::Refused(reason)),
             _ => Err(HandoverError::Unexpected(what)),
@@ -600,24 +653,5 @@ impl Successor {
             reason: member.reason.clone(),
             rest,
         })
-    }
-
-    /// Ends the process, and returns when it is gone.
-    fn end(&mut self) {
-        // It may be gone already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// What has the other process say as much as this one.
-fn verbosity() -> Option<&'static str> {
-    match log::max_level() {
-        LevelFilter::Off => Some("-qq"),
-        LevelFilter::Error => Some("-q"),
-        LevelFilter::Warn => None,
-        LevelFilter::Info => Some("-v"),
-        LevelFilter::Debug => Some("-vv"),
-        LevelFilter::Trace => Some("-vvv"),
     }
 }

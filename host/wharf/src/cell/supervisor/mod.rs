@@ -319,7 +319,10 @@ impl Supervisor {
         // What has been frozen is written, and what guests have said.
         self.writers.join();
         logger::settle_all(self.members.iter().filter_map(|it| it.log.as_deref()));
-        if !self.ended.is_handed_over.load(Ordering::Acquire) {
+        if self.ended.is_handed_over.load(Ordering::Acquire) {
+            // What happens now, another process tells.
+            self.events.close();
+        } else {
             let words = "the cell has ended".to_owned();
             self.events.add(None, 0, EventKind::Down, words);
         }
@@ -438,7 +441,7 @@ impl Supervisor {
             }
             Command::HandOver { program } => {
                 // It is answered when another process is ready, and then has everything.
-                self.hand_over(program, control, &reply);
+                self.hand_over(&program, control, &reply);
                 return Going::On;
             }
             Command::Upgrades => (Reply::Upgrades(self.upgrades()), Going::On),

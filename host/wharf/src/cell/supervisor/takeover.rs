@@ -146,7 +146,10 @@ impl Newcomer {
             .map_err(|e| HandoverError::unfit(&e))?;
         let own = &self.supervisor.shared.slots;
         own.go_on(&slots, &mut self.opened)
-            .map_err(|e| HandoverError::unfit(&e))
+            .map_err(|e| HandoverError::unfit(&e))?;
+        // What policies have gone through here, they have there.
+        self.supervisor.events.forget();
+        Ok(())
     }
 
     /// Gives a guest to the worker with the fewest.
@@ -205,7 +208,10 @@ impl Newcomer {
                     give(link, birth, written, mailbox).map_err(|broken| broken.error)?
                 }
                 Told::Ended => Gave::Ended,
-                Told::Kept(reason) => Gave::Kept(reason),
+                Told::Kept(reason) => Gave::Kept {
+                    reason,
+                    guest: None,
+                },
             };
             let (outcome, report) = match gave {
                 Gave::Away { left, .. } => {
@@ -218,7 +224,7 @@ impl Newcomer {
                     let ended = ends.remove(&key);
                     ended.unwrap_or_else(|| (Outcome::Faulted, unknown()))
                 }
-                Gave::Kept(reason) => {
+                Gave::Kept { reason, .. } => {
                     let report = format!("it does not come back from another process: {reason}");
                     (Outcome::Faulted, Some(report))
                 }
@@ -292,8 +298,8 @@ impl Newcomer {
         supervisor.start = Instant::now().checked_sub(age).unwrap_or(supervisor.start);
         supervisor.past_rollouts = upgrades.into();
         supervisor.last_rollout = last_upgrade;
-        let served = serve(supervisor.consoles(), &supervisor.config, files);
-        let served = served.map_err(HandoverError::Unfit)?;
+        // Nobody else looks at these if this is given back.
+        supervisor.events.go_on(events);
         let (begin, begun) = bounded::<Supervisor>(1);
         let thread = std::thread::Builder::new()
             .name("supervisor".to_owned())
@@ -303,9 +309,10 @@ impl Newcomer {
                 }
             })
             .map_err(|e| HandoverError::unfit(&e))?;
+        let served = serve(supervisor.consoles(), &supervisor.config, files);
+        let served = served.map_err(HandoverError::Unfit)?;
         // What follows cannot fail.
         let guests = self.places.len();
-        supervisor.events.go_on(events);
         let detail = format!("{guests} guests go on in process {}", std::process::id());
         supervisor
             .events

@@ -37,6 +37,11 @@ impl Worker {
 
     /// Lets go of a guest, which is the asker's then.
     pub(super) fn surrender(&mut self, key: TaskKey, tell: &Sender<Surrendered>) {
+        // One that is over is heard of in a moment.
+        let is_over = |live: &Live| Next::of(live.next).is_none();
+        if self.guests.get(&key).is_none_or(is_over) {
+            return;
+        }
         let since = Instant::now();
         let Some(live) = self.remove(key) else {
             return;
