@@ -14,7 +14,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 )]
 #[repr(C)]
 pub struct Clock {
-    /// TSC value at monotonic time 0, which is when the host built the boot page.
+    /// TSC value at monotonic time 0, which is when the host built the boot page: modulo
+    /// 2⁶⁴, since a guest that goes on may be older than the machine that it is on by then.
     pub tsc_base: u64,
     /// Nanoseconds per TSC tick, as a fixed-point number with 32 fraction bits.
     pub ns_per_tick_q32: u64,
@@ -38,11 +39,12 @@ impl Clock {
         }
     }
 
-    /// Nanoseconds since monotonic time 0 when the TSC reads `tsc`; 0 for a
-    /// reading from before it, saturating after 584 years.
+    /// Nanoseconds since monotonic time 0 when the TSC reads `tsc`; 0 for a reading from
+    /// before it, which one of more than 2⁶³ ticks is taken for: 73 years at 4 GHz.
     #[must_use]
     pub const fn monotonic_ns(&self, tsc: u64) -> u64 {
-        let ticks = tsc.saturating_sub(self.tsc_base);
+        let since = tsc.wrapping_sub(self.tsc_base);
+        let ticks = if since >> 63 == 0 { since } else { 0 };
         // 64 × 64 bits fit in 128: the product cannot overflow.
         let ns = (ticks as u128 * self.ns_per_tick_q32 as u128) >> 32;
         if ns > u64::MAX as u128 {
@@ -82,12 +84,22 @@ mod tests {
         assert!(ns.abs_diff(year_s * 1_000_000_000) < 20_000_000, "{ns}");
     }
 
+    /// A guest of ten seconds goes on where the TSC has counted for one.
+    #[test]
+    fn a_clock_may_be_older_than_its_machine() {
+        let second = 1_000_000_000_u64;
+        let clock = Clock::new(second.wrapping_sub(10 * second), 1_000_000, 0).unwrap();
+        assert_eq!(clock.monotonic_ns(second), 10 * second);
+        assert_eq!(clock.monotonic_ns(2 * second), 11 * second);
+    }
+
     #[test]
     fn readings_at_the_edges_saturate() {
         let clock = Clock::new(100, 1_000, u64::MAX).unwrap();
-        assert_eq!(clock.monotonic_ns(0), 0);
-        assert_eq!(clock.monotonic_ns(u64::MAX), u64::MAX);
-        assert_eq!(clock.wall_ns(u64::MAX), u64::MAX);
+        assert_eq!((clock.monotonic_ns(0), clock.monotonic_ns(99)), (0, 0));
+        assert_eq!(clock.monotonic_ns(100 + (1 << 63)), 0);
+        assert_eq!(clock.monotonic_ns(99 + (1 << 63)), u64::MAX);
+        assert_eq!(clock.wall_ns(99 + (1 << 63)), u64::MAX);
         assert_eq!(Clock::new(0, 0, 0), None);
     }
 }
