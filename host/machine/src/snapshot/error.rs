@@ -153,10 +153,8 @@ pub enum Unusable {
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// Its clock cannot go on.
-    #[error(
-        "the guest's clock is ahead of how long this machine has been up: wait, or start the image afresh"
-    )]
-    TooYoung,
+    #[error("the guest's clock shows more than a clock can: start the image afresh")]
+    Clock,
     /// A device's page does not say what it said.
     #[error(
         "device {device} is not what the snapshot's guest set up: attach it as it was, written to or read-only, or take a new snapshot"

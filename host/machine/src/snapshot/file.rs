@@ -31,7 +31,7 @@ use crate::layout::MEMORY_MAX;
 use crate::memory::{PAGE, u64_of};
 
 /// The format that this host writes, and the only one that it reads.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"WHARFSNP";
 

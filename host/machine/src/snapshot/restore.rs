@@ -189,8 +189,8 @@ impl Prepared {
         getrandom::fill(&mut seed).map_err(Error::Entropy)?;
         let mut origin = state.origin.clone();
         origin.boot.generation = config.generation;
-        let clock = time::clock_going_on(vcpu.tsc_khz()?, state.monotonic_ns)
-            .ok_or(RestoreError::TooYoung)?;
+        let clock =
+            time::clock_going_on(vcpu.tsc_khz()?, state.monotonic_ns).ok_or(RestoreError::Clock)?;
         boot::fill(vm.memory(), layout, image, &origin, clock, seed)?;
         let pages = layout.device_pages().map(|(_, gpa)| gpa);
         let mut devices = Devices::offer(backends, vm.memory(), pages)?;
