@@ -267,6 +267,15 @@ fn one_that_is_called_off_at_any_moment_leaves_nothing_behind() {
         assert_eq!(status, 202, "{answer}");
         let are_two = || host.tasks().len() == 2;
         poll(|| are_two().then_some(())).expect("no version stays beside another");
+        // One that was being put in place just then was called off too late.
+        let upgrades = || objects(&host.http("GET", "/v1/upgrades").1);
+        poll(|| {
+            upgrades()
+                .iter()
+                .all(|it| it.state() != "running")
+                .then_some(())
+        })
+        .expect("it is over");
         for replica in ["web.0", "web.1"] {
             host.until_task(replica, |it| it.state() == "waiting");
         }
