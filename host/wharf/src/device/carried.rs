@@ -136,19 +136,20 @@ fn file(it: CarriedFile, luggage: &mut Luggage) -> Result<FileDisk, BadLuggage> 
     Ok(FileDisk::go_on(file, it.name, it.len, it.writable, it.lost))
 }
 
+/// What arrives of this in another process.
+#[cfg(test)]
+pub(crate) fn passed(luggage: &Luggage) -> Luggage {
+    let (files, bytes) = luggage.parts();
+    let files = files.iter().map(|it| it.try_clone_to_owned().unwrap());
+    Luggage::new(files.collect(), bytes.to_vec())
+}
+
 #[cfg(test)]
 mod tests {
     use wharf_machine::handover::Luggage;
 
-    use super::{CarriedError, disk};
+    use super::{CarriedError, disk, passed};
     use crate::device::{Block, BlockMode, DiskError, Medium};
-
-    /// What another process gets: the same description, and the files.
-    fn passed(luggage: &Luggage) -> Luggage {
-        let (files, bytes) = luggage.parts();
-        let files = files.iter().map(|it| it.try_clone_to_owned().unwrap());
-        Luggage::new(files.collect(), bytes.to_vec())
-    }
 
     #[test]
     fn a_disk_keeps_its_lock_for_as_long_as_either_process_has_it() {

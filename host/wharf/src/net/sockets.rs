@@ -464,6 +464,7 @@ mod tests {
     use super::super::board::{Arrival, Board, Routed, Waiting};
     use super::super::{Guest, Publish};
     use super::{NOBODY, Sockets};
+    use crate::device::carried::passed;
 
     fn board() -> Arc<Board> {
         let port = super::super::board::Port {
@@ -485,13 +486,6 @@ mod tests {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0.into())
-    }
-
-    /// What arrives in another process.
-    fn passed(luggage: &Luggage) -> Luggage {
-        let (files, bytes) = luggage.parts();
-        let files = files.iter().map(|it| it.try_clone_to_owned().unwrap());
-        Luggage::new(files.collect(), bytes.to_vec())
     }
 
     /// Whose a connection is decides who ends it, and how.
