@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::command::{Printed, wharf_path};
 use crate::host::{Host, Object, objects};
@@ -65,4 +66,32 @@ pub fn wrapper(directory: &Path, name: &str, script: &str) -> PathBuf {
 #[must_use]
 pub fn try_program(host: &Host, program: &Path) -> Printed {
     host.try_ask(&["handover", program.to_str().expect("it is text")])
+}
+
+/// Whether something is still to go on beside something else.
+#[derive(Debug, Default)]
+pub struct Meanwhile(AtomicBool);
+
+/// Ends what goes on when it is dropped, also by a test that fails.
+#[derive(Debug)]
+pub struct Until<'a>(&'a Meanwhile);
+
+impl Meanwhile {
+    /// Whether it goes on.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        !self.0.load(Ordering::Relaxed)
+    }
+
+    /// Has it go on until that is dropped.
+    #[must_use]
+    pub const fn until(&self) -> Until<'_> {
+        Until(self)
+    }
+}
+
+impl Drop for Until<'_> {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wharf_tests::command::{app, output, policy};
 use wharf_tests::guest::kvm;
-use wharf_tests::handover::{hand_over, service};
+use wharf_tests::handover::{Meanwhile, hand_over, service};
 use wharf_tests::host::{Host, Object, objects, poll};
 use wharf_tests::http::{Client, text};
 use wharf_tests::load::Load;
@@ -131,11 +131,12 @@ fn who_connects_meanwhile_is_served() {
     let at = port();
     let host = Host::up(directory.path(), &service("web", &app("http"), at, ""));
     text(Client::of(at).ask("GET", "/", b""));
-    let over = std::sync::atomic::AtomicBool::new(false);
+    let meanwhile = Meanwhile::default();
     thread::scope(|scope| {
+        let until = meanwhile.until();
         let asked = scope.spawn(|| {
             let mut count = 0;
-            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+            while meanwhile.goes_on() {
                 let mut client = Client::connect(at).expect("somebody always listens");
                 text(client.ask("GET", "/", b""));
                 count += 1;
@@ -145,7 +146,7 @@ fn who_connects_meanwhile_is_served() {
         for _ in 0..5 {
             hand_over(&host);
         }
-        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(until);
         assert!(asked.join().unwrap() > 5);
     });
     assert_eq!(host.task("web.0").number("connection_errors"), 0);

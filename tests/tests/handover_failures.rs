@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wharf_tests::command::{app, output, policy};
 use wharf_tests::guest::kvm;
-use wharf_tests::handover::{hand_over, service, try_program, wrapper};
+use wharf_tests::handover::{Meanwhile, hand_over, service, try_program, wrapper};
 use wharf_tests::host::{Host, objects, poll, poll_for};
 use wharf_tests::http::{Client, text};
 use wharf_tests::load::Load;
@@ -287,34 +287,32 @@ fn nothing_that_was_done_meanwhile_is_lost() {
         );
     let host = Host::up(directory.path(), &toml);
     host.until_started();
-    let over = AtomicBool::new(false);
+    let meanwhile = Meanwhile::default();
+    let swaps = AtomicU32::new(0);
     let router = |host: &Host| {
         let slots = objects(&host.ask(&["policy", "ls", "--json"]));
         let found = slots.iter().find(|it| it.text("slot") == "router");
         found.unwrap().text("plugin").to_owned()
     };
     thread::scope(|scope| {
-        let swapped = scope.spawn(|| {
+        let until = meanwhile.until();
+        scope.spawn(|| {
             let canary = policy("canary");
-            let mut done = 0;
-            while !over.load(Ordering::Relaxed) {
+            while meanwhile.goes_on() {
+                let done = swaps.load(Ordering::Relaxed);
                 let (plugin, name) = [
                     (canary.as_path(), "canary"),
                     (Path::new("built-in"), "built-in"),
-                ][done % 2];
+                ][usize::from(done % 2 == 1)];
                 let printed = host.try_ask(&["policy", "swap", "router", plugin.to_str().unwrap()]);
-                if printed.status == 0 {
-                    assert_eq!(router(&host), name, "{}", host.said());
-                    done += 1;
-                } else {
-                    panic!("{}", printed.stderr);
-                }
+                assert_eq!(printed.status, 0, "{}", printed.stderr);
+                assert_eq!(router(&host), name, "{}", host.said());
+                swaps.store(done + 1, Ordering::Relaxed);
             }
-            done
         });
         let restarted = scope.spawn(|| {
             let mut generation = 1;
-            while !over.load(Ordering::Relaxed) {
+            while meanwhile.goes_on() {
                 generation += 1;
                 for (task, wanted) in [("web.3", "waiting"), ("spin.3", "ready running")] {
                     let _ = host.ask(&["restart", task]);
@@ -326,11 +324,13 @@ fn nothing_that_was_done_meanwhile_is_lost() {
             }
             generation
         });
-        for _ in 0..8 {
+        let mut handed = 0;
+        while handed < 8 || swaps.load(Ordering::Relaxed) < 3 {
             hand_over(&host);
+            handed += 1;
+            assert!(handed < 100, "swaps are not made at all");
         }
-        over.store(true, Ordering::Relaxed);
-        assert!(swapped.join().unwrap() > 1);
+        drop(until);
         assert_eq!(
             host.task("web.3").number("generation"),
             restarted.join().unwrap()
