@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use wharf_abi::hypercall::FOREVER;
 use wharf_abi::{Hypercall, Interest};
-use wharf_tests::command::{app, output, wharf};
+use wharf_tests::command::{app, output, wharf, wharf_path};
 use wharf_tests::elf::ElfBuilder;
 use wharf_tests::guest::{assemble, call, exit, kvm};
 use wharf_tests::host::{Host, Object, PATIENCE, objects, poll, status};
@@ -773,4 +774,57 @@ fn curl_speaks_to_the_socket() {
     let stopped = curl(&["-X", "POST", "http://wharf/v1/tasks/web/stop"]);
     assert!(stopped.ends_with("202"), "{stopped}");
     host.until_task("web.0", |task| task.state() == "stopped");
+}
+
+/// `cargo run` builds the program that it runs and no other: the first command of a new
+/// checkout has the other one built.
+#[test]
+fn the_program_of_the_hosts_commands_is_built_by_the_cargo_that_runs_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("target/release");
+    fs::create_dir_all(&target).unwrap();
+    let program = target.join("wharf");
+    fs::copy(wharf_path(), &program).unwrap();
+    let cargo = directory.path().join("cargo");
+    let host = wharf_path().with_file_name("wharf-host");
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" > {}\n[ -z \"$FAILS\" ] && cp {} {}\n",
+        directory.path().join("asked").display(),
+        host.display(),
+        target.join("wharf-host").display()
+    );
+    fs::write(&cargo, script).unwrap();
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
+    let ps = |package: &str, fails: &str| {
+        let mut command = Command::new(&program);
+        command
+            .args(["ps", "--socket"])
+            .arg(directory.path().join("s"))
+            .env("CARGO", &cargo)
+            .env("CARGO_PKG_NAME", package)
+            .env("CARGO_MANIFEST_DIR", "/checkout/host/wharf")
+            .env("FAILS", fails);
+        let printed = output(&mut command);
+        (printed.status, printed.stderr)
+    };
+    // Not when something else of Cargo's runs it, which then says what to do.
+    let (status, said) = ps("other", "");
+    assert!(
+        status == 125 && said.contains("cargo build --release"),
+        "{said}"
+    );
+    let (status, said) = ps("wharf", "yes");
+    assert!(status == 125 && said.contains("cannot be built"), "{said}");
+    let (status, said) = ps("wharf", "");
+    assert!(
+        status == 125 && said.contains("no wharf is running"),
+        "{said}"
+    );
+    let asked = fs::read_to_string(directory.path().join("asked")).unwrap();
+    let expected = format!(
+        "build --bin wharf-host --manifest-path /checkout/host/wharf/../../Cargo.toml \
+         --target-dir {} --profile release\n",
+        directory.path().join("target").display()
+    );
+    assert_eq!(asked, expected);
 }

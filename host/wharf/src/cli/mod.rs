@@ -30,7 +30,8 @@ mod upgrade;
 mod usage;
 
 use std::os::unix::process::CommandExt;
-use std::process::ExitCode;
+use std::path::Path;
+use std::process::{self, ExitCode};
 use std::{env, io};
 
 use anyhow::{Context, bail};
@@ -263,7 +264,10 @@ pub fn host(HostCommand { command, progress }: HostCommand) -> anyhow::Result<u8
 pub fn hand_over(_: HostCommand) -> anyhow::Result<u8> {
     let program = env::current_exe().context("cannot find this program")?;
     let host = program.with_file_name("wharf-host");
-    let mut command = std::process::Command::new(&host);
+    if !host.exists() {
+        build_host(&host)?;
+    }
+    let mut command = process::Command::new(&host);
     let error = command.arg0("wharf").args(env::args_os().skip(1)).exec();
     match error.kind() {
         io::ErrorKind::NotFound => bail!(
@@ -272,6 +276,40 @@ pub fn hand_over(_: HostCommand) -> anyhow::Result<u8> {
         ),
         _ => Err(error).with_context(|| format!("cannot start {}", host.display())),
     }
+}
+
+/// Has Cargo build `wharf-host`, when it is Cargo that runs this program: `cargo run` builds
+/// no other than what it runs.
+fn build_host(host: &Path) -> anyhow::Result<()> {
+    let from_cargo = |variable| env::var_os(variable).filter(|it| !it.is_empty());
+    let is_run = from_cargo("CARGO_PKG_NAME").is_some_and(|it| it == env!("CARGO_PKG_NAME"));
+    let (Some(package), Some(directory)) = (
+        from_cargo("CARGO_MANIFEST_DIR").filter(|_| is_run),
+        host.parent(),
+    ) else {
+        return Ok(());
+    };
+    let cargo = from_cargo("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = process::Command::new(cargo);
+    command.args(["build", "--bin", "wharf-host", "--manifest-path"]);
+    // As in the workspace's directory: for this package alone Cargo would choose other
+    // features of what it depends on, and compile all that once more.
+    command.arg(Path::new(&package).join("../../Cargo.toml"));
+    if let Some(target) = directory.parent() {
+        command.arg("--target-dir").arg(target);
+    }
+    match directory.file_name() {
+        Some(profile) if profile == "debug" => {}
+        Some(profile) => {
+            command.arg("--profile").arg(profile);
+        }
+        None => {}
+    }
+    let status = command.status().context("cannot run cargo")?;
+    if !status.success() {
+        bail!("wharf-host cannot be built: cargo says why");
+    }
+    Ok(())
 }
 
 /// RUST_LOG is more exact than any flag, so it wins.
