@@ -5,13 +5,35 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::command::{Printed, wharf_path};
+use crate::command::{Printed, app, wharf_path};
 use crate::host::{Host, Object, objects};
 
 /// A task that is published at a port, and what else is said of it.
 #[must_use]
 pub fn service(name: &str, image: &Path, port: u16, more: &str) -> String {
     format!("[[task]]\nname = {name:?}\nimage = {image:?}\npublish = [\"{port}:80\"]\n{more}\n")
+}
+
+/// So many guests of a task that compute and never end by themselves.
+#[must_use]
+pub fn spinners(replicas: u32, more: &str) -> String {
+    let image = app("spin");
+    format!(
+        "[[task]]\nname = \"spin\"\nimage = {image:?}\nreplicas = {replicas}\n\
+         args = [\"900000000000\"]\n{more}\n"
+    )
+}
+
+/// What `wharf policy ls --json` says of the router.
+///
+/// # Panics
+///
+/// When the host does not say.
+#[must_use]
+pub fn router(host: &Host) -> Object {
+    let slots = objects(&host.ask(&["policy", "ls", "--json"])).into_iter();
+    let mut found = slots.filter(|it| it.text("slot") == "router");
+    found.next().expect("there is one")
 }
 
 /// The program that is a host.

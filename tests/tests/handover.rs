@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wharf_tests::command::{app, output, policy};
 use wharf_tests::guest::kvm;
-use wharf_tests::handover::{Meanwhile, hand_over, service};
+use wharf_tests::handover::{Meanwhile, hand_over, service, spinners};
 use wharf_tests::host::{Host, Object, objects, poll};
 use wharf_tests::http::{Client, text};
 use wharf_tests::load::Load;
@@ -393,10 +393,7 @@ fn signals_and_followers_find_the_new_process() {
 fn a_guest_that_never_waits_goes_on_too() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
-    let toml = format!(
-        "[[task]]\nname = \"spin\"\nimage = {:?}\nreplicas = 4\nargs = [\"900000000000\"]\n",
-        app("spin")
-    );
+    let toml = spinners(4, "");
     let host = Host::up(directory.path(), &toml);
     for index in 0..4 {
         host.until_task(&format!("spin.{index}"), |it| it.number("run_ns") > 0);

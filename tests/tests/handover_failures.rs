@@ -11,8 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use wharf_tests::command::{app, output, policy};
 use wharf_tests::guest::kvm;
-use wharf_tests::handover::{Meanwhile, hand_over, service, try_program, wrapper};
-use wharf_tests::host::{Host, objects, poll, poll_for};
+use wharf_tests::handover::{
+    Meanwhile, hand_over, router, service, spinners, try_program, wrapper,
+};
+use wharf_tests::host::{Host, poll, poll_for};
 use wharf_tests::http::{Client, text};
 use wharf_tests::load::Load;
 use wharf_tests::net::port;
@@ -267,9 +269,7 @@ fn everything_goes_on_while_another_process_gets_ready() {
     });
     assert_eq!(host.task("web.1").number("generation"), 2);
     assert_eq!(host.task("other.0").state(), "stopped");
-    let slots = objects(&host.ask(&["policy", "ls", "--json"]));
-    let router = slots.iter().find(|it| it.text("slot") == "router").unwrap();
-    assert_eq!(router.text("plugin"), "canary");
+    assert_eq!(router(&host).text("plugin"), "canary");
     text(Client::of(at).ask("GET", "/", b""));
 }
 
@@ -281,19 +281,11 @@ fn nothing_that_was_done_meanwhile_is_lost() {
     let at = port();
     let toml = service("web", &app("http"), at, "replicas = 4")
         // Who is told to end and does not listen is over at its next turn.
-        + &format!(
-            "[[task]]\nname = \"spin\"\nimage = {:?}\nreplicas = 4\nargs = [\"900000000000\"]\n",
-            app("spin")
-        );
+        + &spinners(4, "");
     let host = Host::up(directory.path(), &toml);
     host.until_started();
     let meanwhile = Meanwhile::default();
     let swaps = AtomicU32::new(0);
-    let router = |host: &Host| {
-        let slots = objects(&host.ask(&["policy", "ls", "--json"]));
-        let found = slots.iter().find(|it| it.text("slot") == "router");
-        found.unwrap().text("plugin").to_owned()
-    };
     thread::scope(|scope| {
         let until = meanwhile.until();
         scope.spawn(|| {
@@ -306,7 +298,7 @@ fn nothing_that_was_done_meanwhile_is_lost() {
                 ][usize::from(done % 2 == 1)];
                 let printed = host.try_ask(&["policy", "swap", "router", plugin.to_str().unwrap()]);
                 assert_eq!(printed.status, 0, "{}", printed.stderr);
-                assert_eq!(router(&host), name, "{}", host.said());
+                assert_eq!(router(&host).text("plugin"), name, "{}", host.said());
                 swaps.store(done + 1, Ordering::Relaxed);
             }
         });
@@ -380,10 +372,7 @@ fn who_has_come_back_can_be_stopped_still() {
     let Some(_) = kvm() else { return };
     let directory = tempfile::tempdir().unwrap();
     let at = port();
-    let toml = format!(
-        "[[task]]\nname = \"spin\"\nimage = {:?}\nreplicas = 7\nargs = [\"900000000000\"]\n",
-        app("spin")
-    ) + &service("many", &app("session"), at, "");
+    let toml = spinners(7, "") + &service("many", &app("session"), at, "");
     let mut host = Host::up(directory.path(), &toml);
     let mut clients: Vec<Client> = (0..200).map(|_| Client::of(at)).collect();
     for client in &mut clients {
@@ -444,11 +433,7 @@ fn a_process_that_stops_in_the_middle_does_not_keep_the_host_from_ending() {
     ] {
         let directory = tempfile::tempdir().unwrap();
         // Guests that compute make moves slow.
-        let toml = format!(
-            "[[task]]\nname = \"spin\"\nimage = {:?}\nreplicas = 60\nmemory = \"8MiB\"\n\
-             args = [\"900000000000\"]\n",
-            app("spin")
-        );
+        let toml = spinners(60, "memory = \"8MiB\"");
         let mut host = Host::up(directory.path(), &toml);
         host.until_started();
         let program = wrapper(directory.path(), "stops", script);

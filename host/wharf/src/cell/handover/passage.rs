@@ -294,7 +294,7 @@ impl Reception {
             }
             Message::Announce(announcement) => {
                 let key = announcement.key;
-                let expected = self.expect(*announcement, luggage, shared, birth(key));
+                let expected = self.prepare(*announcement, luggage, shared, birth(key));
                 self.expected.insert(key, expected);
             }
             Message::Reserve(key) => {
@@ -314,7 +314,7 @@ impl Reception {
         Ok(Heard::Nothing)
     }
 
-    fn expect(
+    fn prepare(
         &self,
         announcement: Announcement,
         mut luggage: Luggage,

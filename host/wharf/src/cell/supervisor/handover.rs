@@ -1,7 +1,6 @@
 //! The cell goes to another process: the part of the one that has it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,17 +8,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use wharf_machine::handover::Luggage;
-use wharf_machine::image::Image;
 use wharf_model::Outcome;
 use wharf_model::cell::{State, TaskKey};
 
+use super::successor::Successor;
 use super::{Going, Member, Supervisor};
-use crate::cell::console::CONSOLE_BYTES;
 use crate::cell::handover::{
-    Accepting, Broken, CarriedConsole, CarriedMember, Components, Control, ControlFiles,
-    ControlSocket, FORMAT, Finish, Gave, HandoverError, Heard, Images, Link, Lost, Message,
-    PATIENCE, PortFile, Process, Reception, START_PATIENCE, Stranded, Surrendered, Told, World,
-    announce, give, keep,
+    Accepting, Broken, Components, Control, ControlFiles, ControlSocket, Finish, Gave,
+    HandoverError, Heard, Lost, Message, PATIENCE, PortFile, Process, Stranded, Surrendered, Told,
+    World, announce, give, keep,
 };
 use crate::cell::protocol::{EventKind, HandoverStatus, Reply};
 use crate::cell::worker::{FromWorker, Live, Mailbox, ToWorker};
@@ -48,22 +45,6 @@ pub(super) struct Preparing {
     process: Process,
     /// The plugins' components that it was sent.
     components: BTreeSet<String>,
-}
-
-/// The process that is to go on.
-pub(super) struct Successor {
-    link: Link,
-    version: String,
-    images: Images,
-    /// Guests that it knows of, and where their consoles were.
-    announced: BTreeMap<TaskKey, u64>,
-    /// What it gives back.
-    reception: Reception,
-    /// A guest on its way, when the link broke.
-    undecided: Option<Surrendered>,
-    /// For how long guests stood still.
-    pauses: Vec<Duration>,
-    connections: u32,
 }
 
 /// What a process that gets ready says in the end: why it does not, if so.
@@ -235,7 +216,7 @@ impl Supervisor {
         let components = Components::put(&slots, &mut luggage);
         let policies = Message::Policies { slots, components };
         successor.link.say(&policies, &luggage)?;
-        successor.expect(PATIENCE, "that it is ready", |it| {
+        successor.answers(PATIENCE, "that it is ready", |it| {
             matches!(it, Message::Ready)
         })?;
         self.acceptor.share(true);
@@ -429,15 +410,12 @@ impl Supervisor {
         }
         let stranded = waiting.iter().map(|it| stranded(it, &mut luggage));
         let stranded = stranded.collect();
-        let mut file = |file: &OwnedFd| {
-            let file = file.try_clone().map_err(|e| HandoverError::unfit(&e))?;
-            Ok::<_, HandoverError>(luggage.put_file(file))
-        };
+        let control = control.try_clone().map_err(|e| HandoverError::unfit(&e))?;
         let control = Control {
-            path: control.path.clone(),
-            listener: file(&control.listener)?,
-            lock: file(&control.lock)?,
-            config: control.config.clone(),
+            path: control.path,
+            listener: luggage.put_file(control.listener),
+            lock: luggage.put_file(control.lock),
+            config: control.config,
         };
         let finish = Finish {
             model: self.model.clone(),
@@ -451,7 +429,7 @@ impl Supervisor {
         };
         let link = &successor.link;
         link.say(&Message::Finish(Box::new(finish)), &luggage)?;
-        successor.expect(PATIENCE, "that it serves", |it| {
+        successor.answers(PATIENCE, "that it serves", |it| {
             matches!(it, Message::Serving)
         })
     }
@@ -565,93 +543,5 @@ fn stranded(waiting: &Arc<Waiting>, luggage: &mut Luggage) -> Stranded {
         source: waiting.source,
         from: waiting.from,
         waited: nanos(waiting.since.elapsed()),
-    }
-}
-
-impl Successor {
-    fn new(link: Link) -> Self {
-        Self {
-            link,
-            version: String::new(),
-            images: Images::default(),
-            announced: BTreeMap::new(),
-            reception: Reception::default(),
-            undecided: None,
-            pauses: Vec::new(),
-            connections: 0,
-        }
-    }
-
-    /// Has it set itself up.
-    fn prepared(mut self, world: World, luggage: &Luggage) -> Result<Self, HandoverError> {
-        let ready = self.greet().and_then(|()| {
-            let world = Message::World(Box::new(world));
-            self.link.say(&world, luggage)?;
-            self.expect(START_PATIENCE, "that it is ready", |it| {
-                matches!(it, Message::Ready)
-            })
-        });
-        ready.map(|()| self)
-    }
-
-    fn greet(&mut self) -> Result<(), HandoverError> {
-        self.link.tell(&Message::Hello {
-            format: FORMAT,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        })?;
-        match self.link.hear(PATIENCE)?.0 {
-            Message::Hello { format, version } if format == FORMAT => {
-                self.version = version;
-                Ok(())
-            }
-            Message::Hello { format, .. } => Err(HandoverError::Format { theirs: format }),
-            _ => Err(HandoverError::Unexpected("who it is")),
-        }
-    }
-
-    fn expect(
-        &self,
-        patience: Duration,
-        what: &'static str,
-        is_it: impl Fn(&Message) -> bool,
-    ) -> Result<(), HandoverError> {
-        match self.link.hear(patience)?.0 {
-            said if is_it(&said) => Ok(()),
-            Message::Refused(reason) => Err(HandoverError::Refused(reason)),
-            _ => Err(HandoverError::Unexpected(what)),
-        }
-    }
-
-    /// A replica, and with `rest` what would have come with its guest.
-    fn carry(
-        &mut self,
-        member: &Member,
-        rest: bool,
-        luggage: &mut Luggage,
-    ) -> Result<CarriedMember, HandoverError> {
-        let mut number = |image: &Option<Arc<Image>>| {
-            let image = image.as_ref();
-            image.map(|it| self.images.send(&self.link, it)).transpose()
-        };
-        let image = number(&member.image)?;
-        let pinned = number(&member.pinned)?;
-        let previous = match &member.previous {
-            Some(it) => number(&Some(Arc::clone(&it.image)))?
-                .map(|number| (it.spec.as_ref().clone(), number)),
-            None => None,
-        };
-        let rest = rest.then(|| {
-            let console = member.console.read(0, CONSOLE_BYTES);
-            let console = CarriedConsole::put(&console, luggage);
-            (member.meters.counts(), console)
-        });
-        Ok(CarriedMember {
-            spec: member.spec.as_ref().clone(),
-            image,
-            pinned,
-            previous,
-            reason: member.reason.clone(),
-            rest,
-        })
     }
 }

@@ -4,6 +4,7 @@
 mod handover;
 mod rollout;
 mod snapshot;
+mod successor;
 mod takeover;
 mod upgrade;
 
